@@ -1,0 +1,149 @@
+"""One run at a time in one output, and nobody locked out by the dead.
+
+On the same host the holder is dead when its process is: pid, start time and boot id no longer match. Then the lock is taken
+over at once, under `flock`, so that of two takers one wins. From another host no process can be seen; the holder
+counts up every `BEAT` seconds, and who does not count for three beats, on the watcher's own monotonic clock, is dead. Clocks
+are never compared.
+
+This is courtesy, so that two runs do not do the same work. Safety comes from exclusive commits.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from batchnlp.data.store import LocalStore, to_json
+from batchnlp.errors import LockedError
+
+NAME = "_batchnlp/lock.json"
+BEAT = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock."""
+
+    invocation: str
+    pid: int
+    started: float  # process start time
+    host: str
+    boot: str  # boot id and pid namespace: only inside one can pids be compared
+    beat: int = 0
+
+    @classmethod
+    def me(cls, invocation: str) -> Holder:
+        """This process."""
+        started = psutil.Process().create_time()
+        return cls(invocation, os.getpid(), started, socket.gethostname(), _boot_id())
+
+    def here(self) -> bool:
+        """Whether the holder's process would be visible from this one."""
+        return self.host == socket.gethostname() and self.boot == _boot_id()
+
+    def alive(self) -> bool:
+        """Whether the holder, which is `here`, still runs."""
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.started) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+def _boot_id() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return str(psutil.boot_time())
+
+
+class Lock:
+    """Held from `acquire` to `release`; a thread counts the beats."""
+
+    def __init__(self, store: LocalStore, invocation: str) -> None:
+        self._store = store
+        self._mine = Holder.me(invocation)
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._count, name="lock-beat", daemon=True)
+
+    def acquire(self) -> None:
+        """Take the lock, or LockedError naming the holder."""
+        with self._guard():
+            held = self._read()
+            if held is not None and held.here():
+                if held.alive():
+                    raise _locked(self._store.root, held)
+                held = None
+            if held is None:
+                self._write()
+        if held is not None:
+            self._outwait(held)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the lock back, if it is still ours."""
+        self._released.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        with self._guard():
+            held = self._read()
+            if held is not None and held.invocation == self._mine.invocation:
+                self._store.remove(NAME)
+
+    def _outwait(self, held: Holder) -> None:
+        """Watch a holder on another host for three beats."""
+        deadline = time.monotonic() + 3 * BEAT
+        while time.monotonic() < deadline:
+            time.sleep(BEAT / 10)
+            now = self._read()
+            if now is not None and (now.invocation, now.beat) != (held.invocation, held.beat):
+                raise _locked(self._store.root, now)
+        with self._guard():
+            now = self._read()
+            if now is not None and (now.invocation, now.beat) != (held.invocation, held.beat):
+                raise _locked(self._store.root, now)
+            self._write()
+
+    def _count(self) -> None:
+        while not self._released.wait(BEAT):
+            with self._guard():
+                held = self._read()
+                if held is None or held.invocation != self._mine.invocation:
+                    return  # taken over by somebody who thought us dead; commits stay exclusive
+                self._mine = replace(self._mine, beat=self._mine.beat + 1)
+                self._write()
+
+    def _read(self) -> Holder | None:
+        data = self._store.read(NAME)
+        try:
+            return Holder(**json.loads(data)) if data else None
+        except (ValueError, TypeError):
+            return None  # a torn lock is nobody's
+
+    def _write(self) -> None:
+        self._store.replace(NAME, to_json(asdict(self._mine)))
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Between processes of one host: who looks and then writes is alone."""
+        path = self._store.path(NAME + ".guard")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def _locked(root: str, held: Holder) -> LockedError:
+    where = f"process {held.pid} on {held.host}"
+    return LockedError(f"{root} is in use by {where}", "wait for it, or stop it and run this again")

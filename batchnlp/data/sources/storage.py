@@ -1,0 +1,138 @@
+"""Bytes: opening files, local or through fsspec, compressed or not, and noticing that they changed or broke."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import fsspec.core
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from batchnlp.data.sources.base import BLOCK
+from batchnlp.errors import BatchnlpError, CorruptError, MissingExtraError, SourceError
+from batchnlp.types import InputFile
+
+CODECS = {"gz": "gzip", "zst": "zstd"}
+STAMPS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` is a URI; local files are absolute paths."""
+    return "://" in path
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec filesystem of a URI, and the path in it."""
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        if uri.startswith(("s3://", "s3a://")):
+            raise MissingExtraError.of("s3fs", "s3") from error
+        raise SourceError(f"{uri}: {error}", "install that package, or copy the files here") from error
+    except (ValueError, OSError) as error:
+        raise SourceError(f"{uri} cannot be opened: {reason(error)}") from error
+    return fs, path
+
+
+def stamp(info: dict[str, Any]) -> str:
+    """What changes in a remote file's listing when its content does."""
+    return next((str(info[key]) for key in STAMPS if info.get(key)), "")
+
+
+def reason(error: BaseException) -> str:
+    """The error in one line."""
+    return next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
+
+
+@contextmanager
+def broken(what: str, kind: type[BatchnlpError] = SourceError) -> Iterator[None]:
+    """Turns whatever a damaged file makes pyarrow raise into an error that names it; network errors pass."""
+    try:
+        yield
+    except (ConnectionError, TimeoutError):
+        raise
+    except (OSError, EOFError, pa.ArrowException) as error:
+        raise kind(f"{what} cannot be read: {reason(error)}", "create the file again, or leave it out") from error
+
+
+class Store:
+    """Opens the files of a corpus. With a spool directory, decompressed copies are used where they are there."""
+
+    def __init__(self, spool: str | None = None) -> None:
+        self.spool = spool
+
+    def check(self, file: InputFile) -> None:
+        """Fails when `file` is not the one that was planned with."""
+        try:
+            size, version = self._state(file.path)
+        except FileNotFoundError:
+            raise CorruptError(f"{file.name} is gone since the plan", "restore it and run again") from None
+        if (size, version) != (file.size, file.version):
+            raise CorruptError(f"{file.name} changed since the plan", "restore it, or start a new run")
+
+    def open(self, file: InputFile) -> pa.NativeFile:
+        """The bytes as stored, seekable."""
+        if not is_remote(file.path):
+            return pa.memory_map(file.path) if file.size else pa.OSFile(file.path)
+        fs, path = filesystem(file.path)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fs)).open_input_file(path)
+
+    def plain(self, file: InputFile) -> pa.NativeFile | None:
+        """The decompressed bytes, seekable; None when they would have to be made first."""
+        if file.compression is None:
+            return self.open(file)
+        copy = self._copy(file)
+        return pa.memory_map(copy) if copy and os.path.exists(copy) and os.path.getsize(copy) else None
+
+    def stream(self, file: InputFile) -> pa.NativeFile:
+        """The decompressed bytes, from the start."""
+        plain = self.plain(file)
+        if plain is not None:
+            return plain
+        return pa.CompressedInputStream(self.open(file), CODECS[str(file.compression)])
+
+    def bytes_at(self, file: InputFile, offset: int, length: int) -> bytes:
+        """A range of the decompressed bytes; shorter at the end of the file."""
+        plain = self.plain(file)
+        if plain is not None:
+            with plain:
+                plain.seek(offset)
+                return bytes(plain.read(length))
+        with self.stream(file) as stream:
+            while offset > 0 and (skipped := len(stream.read(min(offset, BLOCK)))):
+                offset -= skipped
+            return bytes(stream.read(length))
+
+    def decompress(self, file: InputFile) -> None:
+        """Puts a decompressed copy into the spool, once and atomically."""
+        copy = self._copy(file)
+        if file.compression is None or copy is None or os.path.exists(copy):
+            return
+        os.makedirs(os.path.dirname(copy), exist_ok=True)
+        temporary = f"{copy}.{os.getpid()}.tmp"
+        try:
+            with broken(file.name, CorruptError), self.stream(file) as stream, open(temporary, "wb") as out:
+                while block := stream.read(BLOCK):
+                    out.write(block)
+            os.replace(temporary, copy)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+
+    def _copy(self, file: InputFile) -> str | None:
+        if self.spool is None:
+            return None
+        key = hashlib.sha256(f"{file.path}\n{file.size}\n{file.version}".encode()).hexdigest()
+        return os.path.join(self.spool, key[:32])
+
+    def _state(self, path: str) -> tuple[int, str]:
+        if not is_remote(path):
+            stat = os.stat(path)
+            return stat.st_size, str(stat.st_mtime_ns)
+        fs, inner = filesystem(path)
+        info = fs.info(inner)
+        return int(info.get("size") or 0), stamp(info)

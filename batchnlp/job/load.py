@@ -1,0 +1,127 @@
+"""From YAML, environment and flags to one JobSpec: flags over `BATCHNLP_*` over the file.
+
+An unknown key is refused with the nearest known one, because a key that is silently ignored costs a night.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from batchnlp.errors import SpecError
+from batchnlp.job.spec import JobSpec
+from batchnlp.types import nearest
+
+ENV_PREFIX = "BATCHNLP_"
+ENV_OTHER = {"BATCHNLP_CACHE"}  # variables of ours that are no spec keys
+MAX_SPEC_BYTES = 1 << 20
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loading without aliases: a few lines of them can unfold to gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise SpecError("the job uses YAML aliases (*name), which are not allowed", "write the value out")
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text; `where` names it in errors."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise SpecError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def load_spec(path: str | os.PathLike[str], settings: Iterable[str] = ()) -> JobSpec:
+    """The job in the file at `path`, with the environment and `settings` (`key=value`) over it."""
+    file = Path(path)
+    if not file.is_file():
+        beside = nearest(file.name, [p.name for p in file.parent.glob("*.y*ml")]) if file.parent.is_dir() else ""
+        raise SpecError(f"no job file {file}", f"did you mean {file.parent / beside}?" if beside else "check the path")
+    if file.stat().st_size > MAX_SPEC_BYTES:
+        raise SpecError(f"{file} has more than {MAX_SPEC_BYTES:,} bytes", "a job is a short YAML file")
+    tree = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    if not isinstance(tree, dict):
+        raise SpecError(f"{file} holds no job", "it needs at least the keys source, task and output")
+    return build_spec(tree, settings, str(file))
+
+
+def build_spec(tree: Mapping[str, Any], settings: Iterable[str] = (), where: str = "the job") -> JobSpec:
+    """A validated job from a nested mapping, with the environment and `settings` over it."""
+    merged: dict[str, Any] = _copy(tree)
+    for dotted, value in _from_environment(os.environ):
+        _put(merged, dotted, value)
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise SpecError(f"--set {setting} has no '='", "write --set engine.dtype=float32")
+        _put(merged, key.strip(), parse_yaml(value, f"--set {key}"))
+    try:
+        return JobSpec.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, where) from None
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: _copy(v) if isinstance(v, Mapping) and k != "labels" else v for k, v in tree.items()}
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise SpecError(f"{dotted} cannot be set: {section} is no section")
+        tree = inner
+    tree[key] = value
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
+    """`BATCHNLP_ENGINE__DTYPE=float32` is `engine.dtype`; a single word such as `BATCHNLP_JOB` a key of the top level."""
+    found = []
+    for name in sorted(n for n in environ if n.startswith(ENV_PREFIX) and n not in ENV_OTHER):
+        dotted = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+        known = known_keys()
+        if dotted not in known:
+            near = nearest(dotted, known)
+            hint = f"did you mean {ENV_PREFIX}{near.upper().replace('.', '__')}?" if near else "unset it"
+            raise SpecError(f"the environment variable {name} is no setting", hint)
+        found.append((dotted, parse_yaml(environ[name], name)))
+    return found
+
+
+def known_keys() -> list[str]:
+    """Every key of a job, dotted."""
+    return [key for name, field in JobSpec.model_fields.items() for key in _keys_of(name, field.annotation)]
+
+
+def _keys_of(name: str, annotation: Any) -> list[str]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [f"{name}.{inner}" for inner in annotation.model_fields]
+    return [name]
+
+
+def _explain(error: ValidationError, where: str) -> SpecError:
+    """The first thing wrong, in one line; further ones are counted."""
+    problems = error.errors()
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function"))
+    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        keys = known_keys()
+        sections = sorted({k.split(".")[0] for k in keys})
+        near = nearest(key, keys + sections) or next((k for k in keys if k.endswith("." + key.split(".")[-1])), "")
+        return SpecError(f"{where}: unknown key {key}{more}", f"did you mean {near}?" if near else "see jobs/schema.json")
+    if first["type"] == "missing":
+        return SpecError(f"{where}: {key} is missing{more}", f"add {key}, or --set {key}=...")
+    message = first["msg"].removeprefix("Value error, ")
+    if not key or message.startswith(key):
+        return SpecError(f"{where}: {message}{more}")
+    return SpecError(f"{where}: {key}: {message}, not {first['input']!r}"[:500] + more)

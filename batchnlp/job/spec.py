@@ -1,0 +1,166 @@
+"""The job: what a user writes, validated, and nothing else.
+
+One model a section. Field descriptions are the reference: `jobs/schema.json` and the README are made from them. What the
+program can know by itself is `auto`; what it made of that is written into the plan, not back into the spec.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from batchnlp.types import OnLong, SourceConfig
+
+Format = Literal["parquet", "jsonl", "csv", "arrow", "text"]
+FilterTerm = tuple[str, Literal["=", "==", "!=", "<", ">", "<=", ">=", "in", "not in"], Any]
+
+
+def _as_list(value: Any) -> Any:
+    """One value where a list may stand: `keep: lang` and `--labels a,b` mean what they seem to."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+def _as_labels(value: Any) -> Any:
+    """Labels as a list, as `a,b`, or as a mapping from label to the description the model is shown."""
+    if isinstance(value, dict):
+        return {str(k): str(v) for k, v in value.items()}
+    names = _as_list(value)
+    return {str(n): str(n) for n in names} if isinstance(names, list) else names
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+Paths = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values are frozen once validated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSpec(Section):
+    """The corpus."""
+
+    path: Paths = Field(description="Files, directories, globs or URIs; datasets://org/name for a hub data set.")
+    text: str = Field("text", description="The column with the documents.")
+    id: str | None = Field(None, description="The column with their ids; without one, <file>#<row>.")
+    keep: Names = Field(default_factory=list, description="Columns carried into the results.")
+    filter: list[FilterTerm] = Field(
+        default_factory=list, description='Conditions that must all hold, as [[lang, "==", en], [year, ">", 2020]].'
+    )
+    format: Format | None = Field(None, description="The format of all files; read from their names without it.")
+    unit: Literal["line", "file"] = Field("line", description="What a document is in a plain text file.")
+    split: str | None = Field(None, description="The split of a data set that has several; train without it.")
+    rows_per_shard: int | None = Field(None, ge=1, description="Shard size by hand; chosen by size without it.")
+
+    def config(self) -> SourceConfig:
+        """The part of this section that readers need."""
+        return SourceConfig(
+            paths=tuple(self.path), text=self.text, id=self.id, keep=tuple(self.keep), filter=tuple(self.filter),
+            format=self.format, unit=self.unit, split=self.split,
+        )  # fmt: skip
+
+
+class TaskSpec(Section):
+    """What the model is to do with each document."""
+
+    kind: Literal["classify", "zero-shot", "embed"] = Field(description="The task.")
+    model: str = Field(description="A hub name, a directory, or package:NAME for a model shipped as a Python package.")
+    revision: str | None = Field(None, description="The hub revision; a 40-digit commit makes the run repeatable.")
+    on_long: OnLong = Field(
+        "window", description="A document over the model's limit: cut into windows, truncate, or fail (dead letter)."
+    )
+    max_length: int | None = Field(
+        None, ge=4, description="Tokens a sequence may have, special tokens included; read from the model without it."
+    )
+    labels: Annotated[dict[str, str] | None, BeforeValidator(_as_labels)] = Field(
+        None, description="zero-shot: the labels, or a mapping from each label to the text the model is shown for it."
+    )
+    template: str | None = Field(
+        None, description='zero-shot: the sentence a label is put into; "This example is {}." for entailment models.'
+    )
+    multi_label: bool | None = Field(
+        None, description="Each label on its own; for classify read from the model's problem type without it."
+    )
+    threshold: float = Field(0.5, ge=0, le=1, description="Multi-label: the score from which a label is given.")
+    scores: bool = Field(False, description="Write the scores of all labels too.")
+    prompt: str | None = Field(None, description="embed: put before every document, as some models ask for.")
+    normalize: bool | None = Field(None, description="embed: unit length; read from the model without it.")
+
+    @model_validator(mode="after")
+    def _check(self) -> TaskSpec:
+        if self.kind == "zero-shot" and not self.labels:
+            raise ValueError("task.labels is needed for zero-shot: the labels to choose from")
+        if self.kind != "zero-shot" and (self.labels or self.template):
+            raise ValueError(f"task.labels and task.template belong to zero-shot, not to {self.kind}")
+        if self.template is not None and "{}" not in self.template:
+            raise ValueError("task.template needs a {} where the label goes")
+        return self
+
+
+class EngineSpec(Section):
+    """Where and how it runs. Nothing here changes the results beyond rounding."""
+
+    runner: Literal["ray", "inline"] = Field("ray", description="ray: one actor a replica. inline: in this process.")
+    address: str | None = Field(None, description="A Ray cluster to join; a local one is started without it.")
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="Model copies; auto: one a GPU.")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where the hardware computes in it."
+    )
+    backend: Literal["auto", "torch"] = Field("auto", description="What runs the model.")
+    tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Padded tokens in a batch; a longer document is a batch of its own."
+    )
+
+
+class OutputSpec(Section):
+    """Where the results go."""
+
+    path: str = Field(description="A directory of this job's own.")
+    partition_by: Names = Field(default_factory=list, description="Kept columns that become key=value directories.")
+    mode: Literal["new", "append", "overwrite"] = Field(
+        "new", description="Another job's results in the same place: refuse, add to them, or replace them when done."
+    )
+
+
+class LimitsSpec(Section):
+    """When to stop, and when done is not good enough."""
+
+    max_failed: int | str = Field("1%", description="Dead letters from which the run counts as failed: 100, or 0.1%.")
+    grace_seconds: float = Field(30.0, ge=0, description="After a signal: time for shards under way to finish.")
+
+    @field_validator("max_failed")
+    @classmethod
+    def _check(cls, value: int | str) -> int | str:
+        if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?%?", value):
+            raise ValueError("limits.max_failed is a count (100) or a share (0.1%)")
+        return value
+
+    def failed_allowed(self, rows: int) -> int:
+        """The most dead letters a run of `rows` rows may have."""
+        if isinstance(self.max_failed, str) and self.max_failed.endswith("%"):
+            return int(rows * float(self.max_failed[:-1]) / 100)
+        return int(float(self.max_failed))
+
+
+class JobSpec(Section):
+    """A job: a corpus, a task, an engine, an output."""
+
+    job: str | None = Field(None, pattern=r"^[\w.-]{1,100}$", description="The job's name, for logs and warehouses.")
+    source: SourceSpec
+    task: TaskSpec
+    engine: EngineSpec = Field(default_factory=EngineSpec)
+    output: OutputSpec
+    limits: LimitsSpec = Field(default_factory=LimitsSpec)
+
+    @model_validator(mode="after")
+    def _check(self) -> JobSpec:
+        missing = [name for name in self.output.partition_by if name not in self.source.keep]
+        if missing:
+            raise ValueError(f"output.partition_by names {missing[0]!r}, which source.keep does not; add it there")
+        return self

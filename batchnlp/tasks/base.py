@@ -1,0 +1,162 @@
+"""What a task is: encode, decode, schema, and the one kind of raw answer it needs.
+
+    encode(texts) -> Encoded        tokenise, cut into pieces, count; some documents may fail here
+    decode(encoded, raw) -> table   merge the pieces of each document, one row a document
+    fields                          the result columns, in order, written down and never inferred
+
+A task knows nothing of devices and files. It is built once a worker, from the job's task section and the model's files.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnlp.text.encode import Tokenizer, Tokens, cut, frame
+from batchnlp.types import Counts, Encoded, Failure, Float32, Int32, ModelFiles, OnLong, Pieces, Raw
+
+COUNT_FIELDS = [
+    pa.field("n_tokens", pa.int32()),
+    pa.field("n_tokens_used", pa.int32()),
+    pa.field("n_windows", pa.int32()),
+    pa.field("truncated", pa.bool_()),
+]
+
+
+class Vectorise(Protocol):
+    """A backend as a task may use it while it is set up: pooled states for some pieces."""
+
+    def __call__(self, pieces: Pieces) -> Raw: ...
+
+
+class Task(Protocol):
+    """Encode, decode, schema."""
+
+    needs: str  # the kind of Raw that decode takes
+    pieces_per_doc: int  # at the least; the planner makes shards smaller by it
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        """The task's own result columns."""
+
+    def prepare(self, forward: Vectorise) -> None:
+        """Compute, once a worker, what needs the model itself (the vectors of labels)."""
+
+    def encode(self, texts: pa.Array) -> Encoded:
+        """Tokenise `texts` (large_string; null where there is none), one entry a row of the shard."""
+
+    def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
+        """(one array a field, one entry a row of the shard; which rows have a finite answer)."""
+
+
+def check_architecture(model: ModelFiles, suffix: str) -> bool:
+    """Whether config.json says the model was saved with such a head. One without it would answer at random."""
+    return any(suffix in name for name in model.config.get("architectures") or [])
+
+
+class TextTask:
+    """What all tasks over single texts share: which documents have text, the windows, the counts."""
+
+    def __init__(self, model: ModelFiles, spec: Any) -> None:
+        self.model = model
+        self.on_long: OnLong = spec.on_long
+        self.prompt: str = spec.prompt or ""
+        self._loaded: Tokenizer | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Loaded at first use, because the planner asks a task only for its schema."""
+        if self._loaded is None:
+            self._loaded = Tokenizer.load(self.model.path)
+        return self._loaded
+
+    def prepare(self, forward: Vectorise) -> None:
+        """Nothing to prepare."""
+
+    def encode(self, texts: pa.Array) -> Encoded:
+        """Tokenise, cut, frame, count."""
+        special = self.tokenizer.single
+        docs, tokens, failures = self._tokenise(texts, self.model.max_length - special.size)
+        windows = cut(tokens, self.model.max_length - special.size, window=self.on_long == "window")
+        ids, starts = frame(tokens, windows, special)
+        type_ids = np.full(len(ids), special.type_ids[0], np.uint8) if special.type_ids[0] else None
+        pieces = Pieces(ids, starts, docs[windows.text], windows.length.astype(np.int32), type_ids)
+        return Encoded(pieces, self._count(len(texts), docs, tokens, windows.text, windows.length), failures)
+
+    def _tokenise(self, texts: pa.Array, room: int) -> tuple[Int32, Tokens, tuple[Failure, ...]]:
+        """(row of each document that has tokens, their tokens, failures of the others)."""
+        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(False)
+        has = np.asarray(pc.and_not(pc.is_valid(texts), blank))
+        failures = [Failure(int(i), "encode", *_no_text(texts[int(i)])) for i in np.flatnonzero(~has)]
+        docs = np.flatnonzero(has).astype(np.int32)
+        chosen = texts.filter(pa.array(has))
+        if self.prompt:
+            chosen = pc.binary_join_element_wise(pa.scalar(self.prompt, pa.large_string()), chosen, "")
+        tokens = self.tokenizer.encode(chosen)
+        good = tokens.lengths > 0
+        failures += [
+            Failure(int(i), "encode", "no_tokens", "the tokenizer finds nothing in this text") for i in docs[~good]
+        ]
+        if self.on_long == "fail":
+            for i in np.flatnonzero(tokens.lengths > room):
+                message = f"{tokens.lengths[i]:,} tokens, the model takes {room:,}"
+                failures.append(Failure(int(docs[i]), "encode", "too_long", message))
+            good &= tokens.lengths <= room
+        if not good.all():
+            docs, tokens = docs[good], _select(tokens, good)
+        return docs, tokens, tuple(failures)
+
+    @staticmethod
+    def _count(rows: int, docs: Int32, tokens: Tokens, text: Int32, length: Any) -> Counts:
+        """Scatter what is known of the tokenised documents over all rows."""
+        total, used, windows = (np.zeros(rows, np.int32) for _ in range(3))
+        total[docs] = tokens.lengths
+        used[docs] = np.bincount(text, length, len(docs))
+        windows[docs] = np.bincount(text, minlength=len(docs))
+        return Counts(total, used, windows)
+
+
+def _no_text(value: Any) -> tuple[str, str]:
+    if not value.is_valid:
+        return "null_text", "the text is null"
+    return ("empty_text", "the text is empty") if value.as_py() == "" else ("blank_text", "the text is only white space")
+
+
+def _select(tokens: Tokens, good: npt.NDArray[np.bool_]) -> Tokens:
+    lengths = tokens.lengths
+    starts = np.zeros(int(good.sum()) + 1, np.int64)
+    np.cumsum(lengths[good], out=starts[1:])
+    return Tokens(tokens.ids[np.repeat(good, lengths)], starts)
+
+
+def merge(values: Float32, owner: Int32, weight: Int32, rows: int) -> Float32:
+    """Weighted mean of the `values` [pieces, width] of each owner: [rows, width], NaN where a row owns nothing.
+
+    Owners do not decrease, so each row's pieces are one run, and one pass of `add.reduceat` sums them all.
+    """
+    out = np.full((rows, values.shape[1]), np.nan, np.float32)
+    if not len(owner):
+        return out
+    first = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+    if len(first) == len(owner):  # every document is one piece: no arithmetic, so no rounding either
+        out[owner] = values
+        return out
+    w = weight.astype(np.float32)
+    total = np.add.reduceat(w, first)
+    out[owner[first]] = np.add.reduceat(values * w[:, None], first, axis=0) / total[:, None]
+    return out
+
+
+def softmax(logits: Float32) -> Float32:
+    """Softmax over the last axis."""
+    e = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True), np.float32)
+
+
+def sigmoid(logits: Float32) -> Float32:
+    """Logistic function, element by element."""
+    return np.asarray(0.5 * (1 + np.tanh(0.5 * logits)), np.float32)

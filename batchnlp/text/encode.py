@@ -1,0 +1,188 @@
+"""Text to token ids, as columns: tokenise once without special tokens, then cut and frame with numpy.
+
+Truncation and special tokens are left to us, not to the tokenizer, because then one pass tells both how many tokens a
+document has and what becomes of them. What the tokenizer would have added around a sequence is learnt from a probe.
+
+Sizes: an Encoding of the Rust tokenizer weighs some 100 bytes a token, four token ids 16. So texts go through in blocks of
+about a megabyte, and only the flat ids are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnlp.errors import ModelError
+from batchnlp.types import Int32, Int64
+
+BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The special tokens around one text, or around and between two."""
+
+    before: Int32
+    between: Int32  # empty for one text
+    after: Int32
+    type_ids: tuple[int, int]  # segment id of the first and of the second text, with what follows them
+
+    @property
+    def size(self) -> int:
+        """Special tokens in all."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokenised texts without special tokens: text i is `ids[starts[i]:starts[i + 1]]`."""
+
+    ids: Int32
+    starts: Int64
+
+    @property
+    def lengths(self) -> Int64:
+        """[texts] tokens of each text."""
+        return np.diff(self.starts)
+
+
+class Tokenizer:
+    """A fast tokenizer that answers in flat arrays."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.single = self._probe_single()
+
+    @classmethod
+    def load(cls, path: str) -> Tokenizer:
+        """The tokenizer of the model directory `path`; torch is needed only where `tokenizer.json` is missing."""
+        file = Path(path) / "tokenizer.json"
+        if file.is_file():
+            from tokenizers import Tokenizer as Fast
+
+            return cls(Fast.from_file(str(file)))
+        from transformers import AutoTokenizer
+
+        slow = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        if not getattr(slow, "is_fast", False):
+            raise ModelError(f"{path} has no fast tokenizer", "convert it to a tokenizer.json with transformers")
+        return cls(slow.backend_tokenizer)
+
+    def encode(self, texts: pa.Array) -> Tokens:
+        """Token ids of `texts` (large_string, no nulls), special tokens not included."""
+        flat: list[Int32] = []
+        lengths: list[Int32] = []
+        for block in _blocks(texts):
+            encodings = self._tokenizer.encode_batch_fast(block, add_special_tokens=False)
+            ids = [encoding.ids for encoding in encodings]
+            lengths.append(np.fromiter(map(len, ids), np.int32, len(ids)))
+            flat.append(np.fromiter(chain.from_iterable(ids), np.int32, int(lengths[-1].sum())))
+        return Tokens(_join(flat), offsets(_join(lengths)))
+
+    def pair(self) -> Frame:
+        """The special tokens around and between two texts; ModelError where the tokenizer takes no pairs."""
+        a, b = self._plain("first"), self._plain("second")
+        framed = self._tokenizer.encode("first", "second", add_special_tokens=True)
+        ids = np.array(framed.ids, np.int32)
+        first = _find(ids, a, 0)
+        second = _find(ids, b, first + len(a)) if first >= 0 else -1
+        if first < 0 or second < 0:
+            raise ModelError("the tokenizer does not keep pairs of texts apart")
+        kinds = framed.type_ids
+        return Frame(ids[:first], ids[first + len(a) : second], ids[second + len(b) :], (kinds[first], kinds[second]))
+
+    def _probe_single(self) -> Frame:
+        plain, framed = self._plain("probe"), self._tokenizer.encode("probe", add_special_tokens=True)
+        ids = np.array(framed.ids, np.int32)
+        at = _find(ids, plain, 0)
+        if at < 0 or not len(plain):
+            raise ModelError("the tokenizer changes a text when it adds special tokens", "this tokenizer cannot be used")
+        return Frame(ids[:at], np.empty(0, np.int32), ids[at + len(plain) :], (framed.type_ids[at], 0))
+
+    def _plain(self, text: str) -> Int32:
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+
+def _blocks(texts: pa.Array) -> Iterator[list[str]]:
+    """Runs of texts of about `BLOCK_BYTES`, as Python strings, which is what the tokenizer wants."""
+    if not len(texts):
+        return
+    ends = np.cumsum(np.asarray(pc.binary_length(texts)))
+    start = 0
+    while start < len(texts):
+        base = ends[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, base + BLOCK_BYTES, side="right")))
+        yield texts.slice(start, stop - start).to_pylist()
+        start = stop
+
+
+def _find(ids: Int32, run: Int32, start: int) -> int:
+    for at in range(start, len(ids) - len(run) + 1):
+        if np.array_equal(ids[at : at + len(run)], run):
+            return at
+    return -1
+
+
+def _join(arrays: Sequence[Int32]) -> Int32:
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+
+
+def offsets(lengths: Int64 | Int32) -> Int64:
+    """[n] lengths to [n + 1] starts."""
+    starts = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
+
+
+def ranges(starts: Int64, lengths: Int64) -> Int64:
+    """The positions `starts[i] ... starts[i] + lengths[i] - 1` of all runs, one after the other."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Which run of which text each piece holds."""
+
+    text: Int32  # [windows] index of the text
+    start: Int64  # [windows] position in Tokens.ids
+    length: Int64  # [windows] content tokens
+
+
+def cut(tokens: Tokens, room: Int64 | int, *, window: bool) -> Windows:
+    """Cut every text into runs of at most `room` tokens (one number, or one a text); without `window` only the first run.
+
+    Windows do not overlap: each token is seen once, and owned by the window that saw it.
+    """
+    lengths = tokens.lengths
+    room = np.broadcast_to(np.asarray(room, np.int64), lengths.shape)
+    if not window:
+        return Windows(np.arange(len(lengths), dtype=np.int32), tokens.starts[:-1], np.minimum(lengths, room))
+    count = np.maximum(-(-lengths // room), 1)
+    text = np.repeat(np.arange(len(lengths), dtype=np.int32), count)
+    nth = ranges(np.zeros(len(count), np.int64), count)
+    start = nth * room[text]
+    return Windows(text, tokens.starts[:-1][text] + start, np.minimum(lengths[text] - start, room[text]))
+
+
+def frame(tokens: Tokens, windows: Windows, special: Frame) -> tuple[Int32, Int64]:
+    """Put the special tokens of `special` around every window: (flat ids, starts)."""
+    head, tail = len(special.before), len(special.after)
+    starts = offsets(windows.length + head + tail)
+    ids = np.empty(int(starts[-1]), np.int32)
+    ids[ranges(starts[:-1] + head, windows.length)] = tokens.ids[ranges(windows.start, windows.length)]
+    for place, token in enumerate(special.before):
+        ids[starts[:-1] + place] = token
+    for place, token in enumerate(special.after):
+        ids[starts[1:] - tail + place] = token
+    return ids, starts

@@ -1,0 +1,256 @@
+"""The nouns. Few, frozen, and each field says who fills it.
+
+The data path is columns, not rows: token ids live in one flat array with offsets, text and results in Arrow. There is no
+Python object per document or per token on the hot path; `Failure` is the exception, because failures are few.
+
+This file imports numpy and pyarrow and nothing of batchnlp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+OnLong = Literal["window", "truncate", "fail"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceConfig:
+    """Where the documents are and which of their columns matter. Filled by the job's `source` section."""
+
+    paths: tuple[str, ...]  # files, directories, globs, URIs, datasets://org/name
+    text: str  # the column with the documents
+    id: str | None = None  # the column with their identities; without one `<file>#<row>`
+    keep: tuple[str, ...] = ()  # columns carried into the results
+    filter: tuple[tuple[str, str, Any], ...] = ()  # (column, operator, value), all of which must hold
+    format: str | None = None  # parquet, jsonl, csv, arrow, text; by file name without it
+    unit: Literal["line", "file"] = "line"  # what a document is in a plain text file
+    split: str | None = None  # of a data set that has several
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One file of the corpus. Filled by the listing of the source."""
+
+    path: str  # absolute path or URI, ready to open
+    name: str  # relative to the corpus' common root, '/' separated; the first half of a generated id
+    size: int  # bytes as stored
+    version: str  # mtime in ns, or an etag: changes when the content does
+    format: str  # parquet, jsonl, csv, arrow, text
+    compression: str | None = None  # gz, zst, or None
+    partitions: tuple[tuple[str, str], ...] = ()  # Hive keys and values in the path
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A contiguous run of rows of one file. Filled by the planner from the reader's inspection."""
+
+    file: int  # index into the source's files
+    start: int  # first row, counted in the file from 0
+    stop: int  # one past the last row
+    rows: int  # rows that pass the filter; stop - start without one
+    offset: int = 0  # first byte, for line formats; in decompressed bytes
+    length: int = 0  # bytes of the run, for line formats
+    line: int = 0  # number of the first line, from 0, for line formats
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The unit of work, of commitment and of loss: some thousands of rows. Filled by the planner."""
+
+    index: int
+    segments: tuple[Segment, ...]  # one, or several tiny files joined
+
+    @property
+    def rows(self) -> int:
+        """Rows that pass the filter: what the row contract counts as rows in."""
+        return sum(segment.rows for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A document that has no result. Filled by whoever met it: reader, task or backend."""
+
+    doc: int  # row inside the shard; -1 from a reader, which knows only file and row
+    stage: str  # read, encode, forward, decode
+    code: str  # snake_case, stable, grouped by in `status`
+    message: str  # one sentence, without the document's text
+    attempts: int = 1
+    file: str = ""  # InputFile.name
+    row: int = -1  # row in the file, from 0
+    line: int = -1  # line in the file, from 1, for line formats
+
+
+@dataclass(frozen=True, slots=True)
+class Docs:
+    """One shard as read: every selected row once, in order, good and bad. Filled by the source's reader.
+
+    `ids`, `text`, `file`, `row` and `keep` have one entry a row. A row that could not be read has a null text and an entry in
+    `failures` (with `doc` set), so that nothing shifts.
+    """
+
+    ids: pa.Array  # the id column in its own type, or generated strings
+    text: pa.Array  # large_string, null where there is no text
+    keep: pa.Table  # the kept columns
+    file: Int32  # index into the source's files
+    row: Int64  # row in that file, from 0
+    failures: tuple[Failure, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """The tokenised shard, as columns. Filled by the task's `encode`.
+
+    A piece is one sequence for the model; a long document is several pieces, a pair task makes several per document too.
+    Token ids include the special tokens.
+    """
+
+    ids: Int32  # [tokens] all pieces, one after the other
+    starts: Int64  # [pieces + 1] piece i is ids[starts[i]:starts[i + 1]]
+    doc: Int32  # [pieces] row in the shard, not decreasing
+    weight: Int32  # [pieces] content tokens that this piece owns
+    type_ids: npt.NDArray[np.uint8] | None = None  # [tokens] segment ids, None when all are zero
+    role: Int32 | None = None  # [pieces] what the task tells its pieces apart by (the label of an entailment pair)
+
+    def __len__(self) -> int:
+        return len(self.doc)
+
+    @property
+    def lengths(self) -> Int64:
+        """[pieces] tokens of each piece, special tokens included."""
+        return np.diff(self.starts)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What happened to each document's tokens. Filled by the task's `encode`; becomes the count columns."""
+
+    n_tokens: Int32  # [docs] content tokens the document has
+    n_tokens_used: Int32  # [docs] content tokens the model saw
+    n_windows: Int32  # [docs] windows the text was cut into
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A shard ready for the model. Filled by the task's `encode`."""
+
+    pieces: Pieces
+    counts: Counts
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pieces that go through the model together. Filled by the batcher."""
+
+    index: Int64  # [rows] indices of pieces
+    length: int  # padded length, the longest of them
+
+    @property
+    def tokens(self) -> int:
+        """Tokens executed, padding included."""
+        return len(self.index) * self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """The model's answer for the pieces of one shard. Filled by the backend, in the order of the pieces.
+
+    `kind` says what `values` holds, and is how tasks and backends meet: `scores` are logits [pieces, labels], `vectors`
+    are pooled states [pieces, dim] before any normalisation. Rows of failed pieces are NaN.
+    """
+
+    kind: str
+    values: Float32
+    failures: tuple[Failure, ...] = ()  # `doc` is the document, not the piece
+    tokens: int = 0  # real tokens that went through the model, special tokens included
+    executed: int = 0  # the same with padding
+    seconds: float = 0.0  # device time
+
+
+@dataclass(frozen=True, slots=True)
+class PartFile:
+    """One file of a part. Filled by the part writer."""
+
+    name: str  # relative to the attempt's directory; also where it is published below the output
+    rows: int
+    size: int
+    sha256: str
+    dead: bool = False  # dead letters, published under the control directory
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one shard became. Filled by the worker, written as `part.json`, made to count by a commit."""
+
+    shard: int
+    attempt: str  # unique: which execution of the shard this is
+    rows: int  # rows in = ok + dead
+    ok: int
+    dead: int
+    ids_hash: str  # order-free hash of all ids, results and dead letters together
+    files: tuple[PartFile, ...]
+    tokens: int
+    executed: int
+    seconds: dict[str, float]  # encode, forward, write
+    codes: dict[str, int] = field(default_factory=dict)  # dead letters by code
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model on disk that passed preflight. Filled by the planner; nothing in it needs torch."""
+
+    name: str  # as the user wrote it
+    path: str  # directory with config.json, tokenizer and safetensors
+    revision: str  # commit hash, or "local"
+    weights: str  # sha256 over the weight files' hashes
+    tokenizer: str  # sha256 over the tokenizer files
+    config: dict[str, Any]  # config.json
+    max_length: int  # tokens a sequence may have, special tokens included
+    modules: tuple[dict[str, Any], ...] = ()  # sentence-transformers modules after the transformer, in order
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What every `auto` became. Filled once, at the first start; kept in plan.json, so that a resume uses the same."""
+
+    device: str  # cpu, cuda, cuda:0, ...
+    dtype: str  # float32, bfloat16
+    backend: str
+    tokens_per_batch: int
+    why: str  # one sentence for the user
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be done: fixed, before any model is loaded. Filled by the planner."""
+
+    fingerprint: str
+    files: tuple[InputFile, ...]
+    shards: tuple[Shard, ...]
+    schema: pa.Schema  # of the results
+
+    @property
+    def rows(self) -> int:
+        """Rows in, over all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The `known` name most like `word`, for error messages; empty when none is near."""
+    import difflib
+
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return found[0] if found else ""
