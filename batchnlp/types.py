@@ -188,7 +188,7 @@ class PartFile:
     rows: int
     size: int
     sha256: str
-    dead: bool = False  # dead letters, published under the control directory
+    kind: Literal["rows", "dead", "order"] = "rows"  # order: which file each row of a partitioned part went to
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,87 @@
+"""What the machine has, and what follows from it: device, dtype, batch size. torch is imported inside, it takes seconds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from batchnlp.errors import UsageError
+from batchnlp.types import ModelFiles, Resolved
+
+CPU_TOKENS = 4096  # measured best on CPUs: larger batches fall out of the cache, smaller ones pay per call
+MAX_GPU_TOKENS = 65_536  # beyond it no GPU of today gets faster, only fuller
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a replica can use on this machine."""
+
+    cpus: int
+    gpus: int
+    gpu_name: str
+    gpu_bytes: int  # memory of the smallest GPU
+    fast_bfloat16: bool  # of the GPU where there is one, else of the CPU
+
+
+def probe_hardware() -> Hardware:
+    """Look at this machine."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not gpus:
+        return Hardware(cpus, 0, "", 0, _cpu_bfloat16())
+    sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
+    return Hardware(cpus, gpus, torch.cuda.get_device_name(0), min(sizes), torch.cuda.is_bf16_supported())
+
+
+def _cpu_bfloat16() -> bool:
+    """Whether the CPU multiplies in bfloat16 (AVX512-BF16, AMX, or bf16 of ARM); emulated it is slower than float32."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as handle:
+            flags = next((line for line in handle if line.startswith(("flags", "Features"))), "").split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+def resolve(engine: Any, model: ModelFiles, hardware: Hardware) -> Resolved:
+    """Every `auto` of the engine section, decided."""
+    device = engine.device
+    if device == "auto":
+        device = "cuda" if hardware.gpus else "cpu"
+    if device.startswith("cuda") and not hardware.gpus:
+        raise UsageError(f"engine.device is {device}, and there is no GPU here", "use engine.device=auto")
+    dtype, why = engine.dtype, "as asked"
+    if dtype == "auto":
+        dtype = "bfloat16" if hardware.fast_bfloat16 else "float32"
+        what = hardware.gpu_name or "this CPU"
+        why = f"{what} computes in bfloat16" if hardware.fast_bfloat16 else f"{what} has no fast bfloat16"
+    tokens = engine.tokens_per_batch
+    if tokens == "auto":
+        tokens = CPU_TOKENS if device == "cpu" else gpu_tokens(model, dtype, hardware.gpu_bytes)
+    backend = "torch" if engine.backend == "auto" else engine.backend
+    return Resolved(device, dtype, backend, tokens, f"{dtype}: {why}")
+
+
+def token_bytes(model: ModelFiles, dtype: str) -> int:
+    """Activation memory of one token, roughly: the feed-forward layer's input, middle and output, and the attention's."""
+    hidden = int(model.config.get("hidden_size") or model.config.get("dim") or model.config.get("d_model") or 1024)
+    middle = int(model.config.get("intermediate_size") or model.config.get("hidden_dim") or 4 * hidden)
+    return (2 * middle + 8 * hidden) * (2 if dtype == "bfloat16" else 4)
+
+
+def gpu_tokens(model: ModelFiles, dtype: str, memory: int) -> int:
+    """A power of two that fills a quarter of the memory at most; what does not fit all the same is halved when it shows."""
+    tokens = min(memory // 4 // token_bytes(model, dtype), MAX_GPU_TOKENS)
+    return int(1 << max(int(tokens).bit_length() - 1, 10))
+
+
+def share(hardware: Hardware, device: str, replicas: int | str) -> tuple[int, int]:
+    """(replicas, CPU threads of each): one replica a GPU, else one for all CPUs up to eight each."""
+    if replicas == "auto":
+        count = hardware.gpus if device == "cuda" else 1 if device != "cpu" else max(1, hardware.cpus // 8)
+    else:
+        count = int(replicas)
+    return count, max(1, hardware.cpus // count)

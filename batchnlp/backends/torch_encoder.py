@@ -1,0 +1,215 @@
+"""Encoders on torch: pieces in, logits or pooled vectors out, in padded batches sorted by length.
+
+Batches that fail are halved, whatever the reason: when memory runs out the size that did not fit is remembered and not tried
+again; any other error ends at the one document that causes it, which becomes a dead letter.
+
+Shapes: B rows of a batch, L padded length, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from batchnlp.errors import BackendError, ModelError
+from batchnlp.text.batching import halve, pack
+from batchnlp.text.encode import ranges
+from batchnlp.types import Batch, Failure, ModelFiles, Pieces, Raw, Resolved
+
+HOPELESS = 8  # documents failing one by one before anything succeeded: then it is the model, not the documents
+
+
+class Aborted(Exception):
+    """The run is being stopped; raised between batches."""
+
+
+class TorchEncoder:
+    """One model on one device."""
+
+    provides = frozenset({"scores", "vectors"})
+
+    def __init__(self, model: ModelFiles, resolved: Resolved, kind: str, threads: int) -> None:
+        if resolved.device == "cpu":
+            torch.set_num_threads(threads)
+        self.device = torch.device(resolved.device)
+        self.kind = kind
+        self.tokens_per_batch = resolved.tokens_per_batch
+        self._model = load_model(model, getattr(torch, resolved.dtype), kind).to(self.device)
+        self._head = Pooler(model, self.device) if kind == "vectors" else None
+        self._pad = int(self._model.config.pad_token_id or 0)
+        self._worked = False
+        self.on_batch: Callable[[int, int, int, float], None] = lambda rows, tokens, executed, seconds: None
+        self.aborted: Callable[[], bool] = lambda: False
+
+    def run(self, stream: Iterable[Pieces]) -> Iterator[Raw]:
+        """One Raw for each Pieces, in order."""
+        return map(self.forward, stream)
+
+    @torch.inference_mode()
+    def forward(self, pieces: Pieces) -> Raw:
+        """All pieces of a shard."""
+        lengths, began, executed, tokens = pieces.lengths, perf_counter(), 0, 0
+        waiting = deque(pack(lengths, self.tokens_per_batch))
+        answers: list[tuple[Batch, Tensor]] = []
+        failures: list[Failure] = []
+        while waiting:
+            if self.aborted():
+                raise Aborted
+            batch = waiting.popleft()
+            if batch.tokens > self.tokens_per_batch and len(batch.index) > 1:
+                waiting.extendleft(reversed(halve(batch, lengths)))  # the budget has shrunk since it was packed
+                continue
+            start = perf_counter()
+            try:
+                answers.append((batch, self._one(pieces, batch, lengths)))
+            except Exception as error:  # noqa: BLE001 - whatever a model raises, it is about these documents
+                self._fail(error, batch, pieces, waiting, failures)
+                continue
+            self._worked = True
+            real = int(lengths[batch.index].sum())
+            executed, tokens = executed + batch.tokens, tokens + real
+            self.on_batch(len(batch.index), real, batch.tokens, perf_counter() - start)
+        values = self._gather(answers, len(pieces))
+        return Raw(self.kind, values, tuple(failures), tokens, executed, perf_counter() - began)
+
+    def _fail(
+        self, error: Exception, batch: Batch, pieces: Pieces, waiting: deque[Batch], failures: list[Failure]
+    ) -> None:
+        """Halve the batch, or, when it is one document alone, give that one up."""
+        memory = is_out_of_memory(error)
+        if memory and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch.index) > 1:
+            if memory:
+                self.tokens_per_batch = min(self.tokens_per_batch, max(batch.tokens // 2, 1))
+            waiting.extendleft(reversed(halve(batch, pieces.lengths)))
+            return
+        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        code = "device_oom" if memory else "forward_error"
+        failures.append(Failure(int(pieces.doc[batch.index[0]]), "forward", code, message))
+        if not self._worked and len(failures) >= HOPELESS:
+            raise BackendError(f"the model fails on every document: {message}") from error
+
+    def _one(self, pieces: Pieces, batch: Batch, lengths: Any) -> Tensor:
+        """[B, labels] logits or [B, H] vectors in float32, on the device."""
+        size, n = lengths[batch.index], len(batch.index)
+        where = ranges(pieces.starts[batch.index], size)
+        full = int(size.min()) == batch.length
+        mask = None if full else np.arange(batch.length) < size[:, None]
+        ids = self._padded(pieces.ids[where], mask, n, batch.length, self._pad)
+        inputs = {"input_ids": ids}
+        if mask is not None:  # without padding there is no mask, and attention takes its faster way
+            inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device, non_blocking=True)
+        if pieces.type_ids is not None:
+            inputs["token_type_ids"] = self._padded(pieces.type_ids[where], mask, n, batch.length, 0)
+        out = self._model(**inputs)
+        if self._head is None:
+            return torch.as_tensor(out.logits, dtype=torch.float32)
+        return self._head(out.last_hidden_state, inputs.get("attention_mask"))
+
+    def _padded(self, flat: Any, mask: Any, rows: int, length: int, pad: int) -> Tensor:
+        """[B, L] int64 on the device."""
+        if mask is None:
+            table = flat.reshape(rows, length).astype(np.int64)
+        else:
+            table = np.full((rows, length), pad, np.int64)
+            table[mask] = flat
+        tensor = torch.from_numpy(table)
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+
+    def _gather(self, answers: list[tuple[Batch, Tensor]], rows: int) -> Any:
+        """All answers in the order of the pieces; one copy from the device a shard. NaN where there is none."""
+        if not answers:
+            return np.full((rows, self.width), np.nan, np.float32)
+        values = torch.cat([answer for _, answer in answers]).cpu().numpy()
+        out = np.full((rows, values.shape[1]), np.nan, np.float32)
+        out[np.concatenate([batch.index for batch, _ in answers])] = values
+        return out
+
+    @property
+    def width(self) -> int:
+        """Columns of the answer."""
+        if self._head is not None:
+            return self._head.width
+        return int(self._model.config.num_labels)
+
+
+class Pooler:
+    """Token states to one vector a piece, as the model's sentence-transformers modules say; Normalize is the task's."""
+
+    def __init__(self, model: ModelFiles, device: torch.device) -> None:
+        self._modes = next((m["modes"] for m in model.modules if m["type"] == "Pooling"), ["mean"])
+        hidden = int(model.config.get("hidden_size") or model.config.get("dim") or model.config["d_model"])
+        self.width = hidden * len(self._modes)
+        self._dense = torch.nn.Sequential()
+        for module in model.modules:
+            if module["type"] == "Dense":
+                self._dense.append(_dense(model.path, module).to(device))
+                self.width = int(module["out_features"])
+
+    def __call__(self, states_BLH: Tensor, mask_BL: Tensor | None) -> Tensor:
+        """[B, width] float32."""
+        states = states_BLH.float()
+        parts = [pool(states, mask_BL, mode) for mode in self._modes]
+        vectors = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return torch.as_tensor(self._dense(vectors))
+
+
+def pool(states_BLH: Tensor, mask_BL: Tensor | None, mode: str) -> Tensor:
+    """[B, H] from the states of real tokens: mean, cls (the first), max or last."""
+    if mode == "cls":
+        return states_BLH[:, 0]
+    if mask_BL is None:
+        if mode == "last":
+            return states_BLH[:, -1]
+        return states_BLH.mean(1) if mode == "mean" else states_BLH.amax(1)
+    if mode == "last":
+        return states_BLH[torch.arange(len(states_BLH), device=states_BLH.device), mask_BL.sum(1) - 1]
+    real = mask_BL[:, :, None].to(states_BLH.dtype)
+    if mode == "mean":
+        return (states_BLH * real).sum(1) / real.sum(1)
+    return states_BLH.masked_fill(real == 0, -torch.inf).amax(1)
+
+
+def _dense(path: str, module: dict[str, Any]) -> torch.nn.Module:
+    from safetensors.torch import load_file
+
+    weights = load_file(f"{path}/{module['path']}/model.safetensors")
+    linear = torch.nn.Linear(module["in_features"], module["out_features"], bias=module["bias"])
+    linear.load_state_dict({key.removeprefix("linear."): value.float() for key, value in weights.items()})
+    activation = getattr(torch.nn, module["activation"], None)
+    if activation is None:
+        raise ModelError(f"{path} has a dense layer with the activation {module['activation']}", "it is not in torch.nn")
+    return torch.nn.Sequential(linear, activation()).eval()
+
+
+def load_model(model: ModelFiles, dtype: torch.dtype, kind: str) -> Any:
+    """The model, from safetensors and with no code of the repository; ModelError where a weight of the head is missing."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    auto = AutoModelForSequenceClassification if kind == "scores" else AutoModel
+    loaded, info = auto.from_pretrained(
+        model.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
+        output_loading_info=True,
+    )  # fmt: skip
+    # A pooler that only some heads use may be missing; anything else would be random numbers.
+    missing = [key for key in info["missing_keys"] if kind == "scores" or "pooler" not in key]
+    if missing:
+        raise ModelError(f"{model.name} lacks the weights {sorted(missing)[0]}", "it was saved without its head")
+    if loaded.config.pad_token_id is None:
+        loaded.config.pad_token_id = loaded.config.eos_token_id if isinstance(loaded.config.eos_token_id, int) else 0
+    return loaded.eval()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the batch was too large for the memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

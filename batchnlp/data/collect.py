@@ -1,0 +1,174 @@
+"""One table in input order from the parts of a run: few large files for a reader, a spreadsheet or a pipe.
+
+Reads the commits, never a glob. Works on a run that is not complete, and says so.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchnlp.data.ledger import Ledger, open_ledgers
+from batchnlp.data.parts import ROW_GROUP
+from batchnlp.data.store import explain_full, fsync_file
+from batchnlp.errors import OutputError
+from batchnlp.types import Part
+
+Format = Literal["parquet", "csv", "jsonl"]
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet recognises a formula
+TABLE_BYTES = 64 << 20  # tables are gathered up to this size before they are written
+
+
+def read_part(ledger: Ledger, part: Part) -> pa.Table | None:
+    """The results of one shard in input order; None where all its rows are dead letters."""
+    tables = [_read(ledger, f.name) for f in part.files if f.kind == "rows"]
+    order = next((f for f in part.files if f.kind == "order"), None)
+    if not tables:
+        return None
+    if order is None:
+        return tables[0]
+    which = np.asarray(_read(ledger, order.name)["file"])
+    back = np.empty(len(which), np.int64)
+    back[np.argsort(which, kind="stable")] = np.arange(len(which))
+    return pa.concat_tables(tables).take(pa.array(back))
+
+
+def _read(ledger: Ledger, name: str) -> pa.Table:
+    # Memory-mapped, and one file at a time: the key=value folders are columns in the file already.
+    with pq.ParquetFile(ledger.store.path(name), page_checksum_verification=True) as file:
+        return file.read()
+
+
+def tables(root: str) -> Iterator[pa.Table]:
+    """The results of all live runs of an output, in input order, a shard at a time."""
+    for ledger in open_ledgers(root):
+        commits = ledger.commits()
+        for index in sorted(commits):
+            table = read_part(ledger, commits[index])
+            if table is not None:
+                yield table
+
+
+def schema_of(root: str) -> pa.Schema:
+    """The schema of the results, without metadata that differs between runs."""
+    ledgers = open_ledgers(root)
+    schemas = [ledger.plan()[0].schema.remove_metadata() for ledger in ledgers]
+    if any(not schema.equals(schemas[0]) for schema in schemas[1:]):
+        raise OutputError(f"{root} holds runs with different columns", "collect them from outputs of their own")
+    return schemas[0] if len(ledgers) > 1 else ledgers[0].plan()[0].schema
+
+
+def collect(root: str, target: str, format: Format) -> int:
+    """Write all results to the file `target` ("-" is stdout); the number of rows.
+
+    The file appears when it is whole.
+    """
+    schema = schema_of(root)
+    rows = 0
+    with _open(target, format, schema) as sink:
+        for table in _gather(tables(root), schema):
+            sink.write(table)
+            rows += len(table)
+    return rows
+
+
+def _gather(parts: Iterator[pa.Table], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Tables of about a row group, so that the file has few large ones whatever the shards were."""
+    held: list[pa.Table] = []
+    for part in parts:
+        held.append(part.cast(schema.remove_metadata()).replace_schema_metadata(schema.metadata))
+        if sum(map(len, held)) >= ROW_GROUP or sum(t.nbytes for t in held) >= TABLE_BYTES:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+class _Sink(Protocol):
+    def write(self, table: pa.Table) -> None: ...
+
+
+@contextmanager
+def _open(target: str, format: Format, schema: pa.Schema) -> Iterator[_Sink]:
+    if target == "-":
+        if format == "parquet":
+            raise OutputError("Parquet cannot go to stdout", "use -o FILE, or --format jsonl or csv")
+        yield _SINKS[format](sys.stdout, schema)
+        return
+    folder = os.path.dirname(os.path.abspath(target))
+    if not os.path.isdir(folder) or os.path.isdir(target):
+        raise OutputError(f"cannot write {target}", "it must be a file in a directory that exists")
+    temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
+    try:
+        with explain_full(folder):
+            if format == "parquet":
+                options = {"compression": "zstd", "write_page_checksum": True}
+                with pq.ParquetWriter(temporary, schema, **options) as writer:
+                    yield _ParquetSink(writer)
+            else:
+                with open(temporary, "w", encoding="utf-8", newline="") as handle:
+                    yield _SINKS[format](handle, schema)
+            fsync_file(temporary)
+            os.replace(temporary, target)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+class _ParquetSink:
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+
+    def write(self, table: pa.Table) -> None:
+        self._writer.write_table(table, row_group_size=ROW_GROUP)
+
+
+class _CsvSink:
+    """Cells that a spreadsheet would run as formulas get a leading apostrophe; nested values are JSON."""
+
+    def __init__(self, handle: IO[str], schema: pa.Schema) -> None:
+        self._writer = csv.writer(handle, lineterminator="\n")
+        self._writer.writerow([_cell(name) for name in schema.names])
+
+    def write(self, table: pa.Table) -> None:
+        columns = [_plain(column).to_pylist() for column in table.columns]
+        self._writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return "'" + value if value.startswith(FORMULA) else value
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return value
+
+
+class _JsonlSink:
+    def __init__(self, handle: IO[str], schema: pa.Schema) -> None:
+        self._handle = handle
+
+    def write(self, table: pa.Table) -> None:
+        for batch in table.to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
+                self._handle.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+
+_SINKS: dict[str, Any] = {"csv": _CsvSink, "jsonl": _JsonlSink}
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """float32 as the shortest text that reads back as the same float32 (0.1, not 0.10000000149011612)."""
+    if column.type == pa.float32():
+        return pc.cast(column, pa.string())
+    return column

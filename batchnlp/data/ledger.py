@@ -1,0 +1,216 @@
+"""What is planned, what is done, and what that proves. One writer: the driver.
+
+    OUT/_batchnlp/current.json                      the fingerprints whose results are live
+    OUT/_batchnlp/<fingerprint>/plan.json           created once: the shards, and what every `auto` became
+                               /staging/<shard>.<attempt>/   what workers write, swept when it does not count
+                               /commits/<shard>.json         created exclusively: this makes an attempt count
+                               /dead/, /order/               dead letters, row order of partitioned parts
+                               /manifest.json                the sums, all files with size and checksum
+    OUT/part-<shard>-<fp8>.parquet                  published: links to the committed files
+    OUT/_SUCCESS                                    last
+
+A crash between any two of these steps leaves a state from which the same command goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, astuple
+from typing import Any
+
+import pyarrow as pa
+
+from batchnlp.data.parts import part_from_json, staging_folder
+from batchnlp.data.store import LocalStore, sha256_file, to_json
+from batchnlp.errors import CorruptError, OutputError
+from batchnlp.types import InputFile, Part, Plan, Resolved, Segment, Shard
+
+FORMAT = 1
+CURRENT = "_batchnlp/current.json"
+SUCCESS = "_SUCCESS"
+
+
+class Ledger:
+    """The control directory of one run."""
+
+    def __init__(self, store: LocalStore, fingerprint: str) -> None:
+        self.store, self.fingerprint = store, fingerprint
+        self.control = f"_batchnlp/{fingerprint}"
+
+    @property
+    def run(self) -> str:
+        """The run's name: stable over resumes."""
+        return self.fingerprint[:8]
+
+    # --- the plan
+
+    def create_plan(self, plan: Plan, facts: dict[str, Any], resolved: Resolved, about: dict[str, Any]) -> None:
+        """Fix the plan; of two drivers one wins, and both go on with the winner's."""
+        schema = base64.b64encode(plan.schema.serialize().to_pybytes()).decode()
+        tree = {
+            "format": FORMAT, "fingerprint": plan.fingerprint, "facts": facts, "resolved": asdict(resolved),
+            "files": [astuple(f) for f in plan.files], "schema": schema, "rows": plan.rows,
+            "shards": [[astuple(s) for s in shard.segments] for shard in plan.shards], **about,
+        }  # fmt: skip
+        self.store.create(f"{self.control}/plan.json", json.dumps(tree).encode())
+
+    def plan_tree(self) -> dict[str, Any] | None:
+        """plan.json as it is, or None when the run has not begun."""
+        data = self.store.read(f"{self.control}/plan.json")
+        return json.loads(data) if data else None
+
+    def plan(self) -> tuple[Plan, Resolved]:
+        """The fixed plan."""
+        tree = self.plan_tree()
+        if tree is None:
+            raise OutputError(f"{self.store.root} has no plan for run {self.run}", "run the job first")
+        if tree["format"] != FORMAT:
+            raise OutputError(f"{self.store.root} was written by another version of batchnlp", "use a new output.path")
+        files = tuple(InputFile(*f[:-1], partitions=tuple(map(tuple, f[-1]))) for f in tree["files"])
+        shards = tuple(Shard(i, tuple(Segment(*s) for s in row)) for i, row in enumerate(tree["shards"]))
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(tree["schema"])))
+        return Plan(tree["fingerprint"], files, shards, schema), Resolved(**tree["resolved"])
+
+    # --- commits
+
+    def commits(self) -> dict[int, Part]:
+        """Every committed part, by shard."""
+        found = {}
+        for name in self.store.names(f"{self.control}/commits"):
+            data = self.store.read(f"{self.control}/commits/{name}")
+            if data:
+                part = part_from_json(json.loads(data))
+                found[part.shard] = part
+        return found
+
+    def commit(self, part: Part, shard: Shard, invocation: str) -> bool:
+        """Make the part count and publish it; False when another attempt of the shard was first.
+
+        Raises CorruptError where the part breaks the row contract or is not on disk as it says.
+        """
+        if part.rows != shard.rows or part.ok + part.dead != part.rows:
+            message = f"shard {shard.index} has {shard.rows} rows, its part {part.ok} results and {part.dead} dead letters"
+            raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
+        folder = staging_folder(self.control, part.shard, part.attempt)
+        for file in part.files:
+            path = self.store.path(f"{folder}/{file.name}")
+            if not os.path.isfile(path) or os.path.getsize(path) != file.size:
+                raise CorruptError(f"{path} is not there as written", "do all replicas see the same output directory?")
+        record = to_json({**asdict(part), "invocation": invocation})
+        first = self.store.create(f"{self.control}/commits/{part.shard:05d}.json", record)
+        if first:
+            self.publish(part)
+        self.store.remove(folder)
+        return first
+
+    def publish(self, part: Part) -> None:
+        """Link the committed files to where readers look. Idempotent."""
+        folder = staging_folder(self.control, part.shard, part.attempt)
+        for file in part.files:
+            if os.path.exists(self.store.path(file.name)):
+                continue
+            if not os.path.exists(self.store.path(f"{folder}/{file.name}")):
+                hint = f"to compute the shard again, remove {self.control}/commits/{part.shard:05d}.json"
+                raise CorruptError(f"{self.store.path(file.name)} was committed and is gone", hint)
+            self.store.publish(f"{folder}/{file.name}", file.name)
+
+    def recover(self, shards: Iterable[Shard], invocation: str) -> dict[int, Part]:
+        """After a crash: publish every commit again, adopt finished attempts that were not committed, sweep the rest."""
+        by_index = {shard.index: shard for shard in shards}
+        done = self.commits()
+        for part in done.values():
+            self.publish(part)
+        for name in self.store.names(f"{self.control}/staging"):
+            part = self._finished(name)
+            if part is not None and part.shard in by_index and part.shard not in done:
+                if self.commit(part, by_index[part.shard], invocation):
+                    done[part.shard] = part
+            else:
+                self.store.remove(f"{self.control}/staging/{name}")
+        return done
+
+    def _finished(self, name: str) -> Part | None:
+        """The part in a staging folder, if it was finished and its files are whole."""
+        folder = f"{self.control}/staging/{name}"
+        data = self.store.read(f"{folder}/part.json")
+        try:
+            part = part_from_json(json.loads(data)) if data else None
+        except (ValueError, KeyError, TypeError):
+            return None
+        if part is None or name != f"{part.shard:05d}.{part.attempt}":
+            return None
+        try:
+            whole = all(sha256_file(self.store.path(f"{folder}/{f.name}")) == f.sha256 for f in part.files)
+        except OSError:
+            return None
+        return part if whole else None
+
+    # --- the end
+
+    def finish(self, parts: dict[int, Part], about: dict[str, Any], *, success: bool) -> None:
+        """Write the manifest, then, if the run is a success, `_SUCCESS`. Both can be written again."""
+        total = sums(parts.values())
+        ordered = [parts[i] for i in sorted(parts)]
+        files = [{**asdict(f), "shard": part.shard} for part in ordered for f in part.files]
+        tree = {"run": self.run, "fingerprint": self.fingerprint, **about, **total, "success": success, "files": files}
+        self.store.replace(f"{self.control}/manifest.json", to_json(tree))
+        if success:
+            self.store.replace(SUCCESS, to_json({"run": self.run, "rows": total["rows"], "dead": total["dead"]}))
+        self.store.remove(f"{self.control}/staging")
+        self.store.remove(f"{self.control}/spool")
+
+    def manifest(self) -> dict[str, Any] | None:
+        """manifest.json, or None while the run is not complete."""
+        data = self.store.read(f"{self.control}/manifest.json")
+        return json.loads(data) if data else None
+
+    def drop(self) -> None:
+        """Remove this run's published files and its control directory."""
+        for part in self.commits().values():
+            for file in part.files:
+                self.store.remove(file.name)
+                _remove_empty(self.store, os.path.dirname(file.name))
+        self.store.remove(self.control)
+
+
+def sums(parts: Iterable[Part]) -> dict[str, Any]:
+    """What parts add up to."""
+    rows = list(parts)
+    codes: Counter[str] = Counter()
+    for part in rows:
+        codes.update(part.codes)
+    return {
+        "rows": sum(p.rows for p in rows), "ok": sum(p.ok for p in rows), "dead": sum(p.dead for p in rows),
+        "tokens": sum(p.tokens for p in rows), "executed": sum(p.executed for p in rows), "codes": dict(codes),
+    }  # fmt: skip
+
+
+def live(store: LocalStore) -> list[str]:
+    """The fingerprints whose results stand in this output, oldest first."""
+    data = store.read(CURRENT)
+    return list(json.loads(data)["live"]) if data else []
+
+
+def set_live(store: LocalStore, fingerprints: list[str]) -> None:
+    """Swap the list of live fingerprints."""
+    store.replace(CURRENT, to_json({"live": fingerprints}))
+
+
+def open_ledgers(root: str) -> list[Ledger]:
+    """The live runs of an output, or OutputError where there is none."""
+    store = LocalStore(root)
+    found = [Ledger(store, fingerprint) for fingerprint in live(store)]
+    if not found:
+        what = "is no directory" if not os.path.isdir(root) else "holds no run of batchnlp"
+        raise OutputError(f"{root} {what}", "give the output.path of a job")
+    return found
+
+
+def _remove_empty(store: LocalStore, folder: str) -> None:
+    while folder and not os.listdir(store.path(folder)):
+        os.rmdir(store.path(folder))
+        folder = os.path.dirname(folder)

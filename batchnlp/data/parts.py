@@ -1,0 +1,155 @@
+"""One shard's results as files in a staging directory, `part.json` last: a part without it was never finished.
+
+Results are Parquet with zstd and page checksums (without them a damaged page can come back as wrong text and no error).
+Dead letters are Parquet too; they carry the id, the place and a hash of the text, never the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.parse
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from batchnlp.data.store import LocalStore, explain_full, fsync_dir, fsync_file, sha256_file, to_json
+from batchnlp.types import Docs, Failure, InputFile, Part, PartFile
+
+ROW_GROUP = 120_000
+
+DEAD_SCHEMA = pa.schema([
+    pa.field("id", pa.string()),
+    pa.field("file", pa.string()),
+    pa.field("row", pa.int64()),  # from 0
+    pa.field("line", pa.int64()),  # from 1, for line formats
+    pa.field("stage", pa.string()),
+    pa.field("code", pa.string()),
+    pa.field("message", pa.string()),
+    pa.field("attempts", pa.int32()),
+    pa.field("text_sha256", pa.string()),
+])  # fmt: skip
+
+
+def ids_hash(ids: pa.Array | pa.ChunkedArray) -> int:
+    """A hash of a set of ids that does not depend on their order: 64-bit hashes, added up.
+
+    Sums instead of exclusive-or, so that an id that is there twice does not cancel out.
+    """
+    return sum(hash_each(ids)) % 2**64
+
+
+def hash_each(ids: pa.Array | pa.ChunkedArray) -> list[int]:
+    """A 64-bit hash of each id."""
+    return [
+        int.from_bytes(hashlib.blake2b(b"\0null" if v is None else v.encode(), digest_size=8).digest(), "big")
+        for v in ids.cast(pa.large_string()).to_pylist()
+    ]
+
+
+def dead_table(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFile]) -> pa.Table:
+    """Dead letters in row order, one a row: of several failures of a document the first one counts."""
+    first: dict[int, Failure] = {}
+    for failure in failures:
+        first.setdefault(failure.doc, failure)
+    ids = docs.ids.cast(pa.string())
+    rows = []
+    for doc in sorted(first):
+        f, text = first[doc], docs.text[doc].as_py()
+        rows.append({
+            "id": ids[doc].as_py(), "file": files[docs.file[doc]].name, "row": int(docs.row[doc]),
+            "line": f.line if f.line > 0 else None, "stage": f.stage, "code": f.code, "message": f.message[:500],
+            "attempts": f.attempts, "text_sha256": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+        })  # fmt: skip
+    return pa.Table.from_pylist(rows, DEAD_SCHEMA)
+
+
+def write_parquet(table: pa.Table, path: str) -> None:
+    """Write a table as all our files are written."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
+
+
+class PartWriter:
+    """Writes the parts of one run."""
+
+    def __init__(self, store: LocalStore, fingerprint: str, partition_by: Sequence[str]) -> None:
+        self._store, self._partition_by = store, list(partition_by)
+        self._control, self._fp8 = f"_batchnlp/{fingerprint}", fingerprint[:8]
+
+    def write(self, shard: int, attempt: str, table: pa.Table, dead: pa.Table, measured: dict[str, Any]) -> Part:
+        """Write all files of a shard, fsync them, then `part.json`. `measured` fills tokens, executed and seconds."""
+        folder = self._store.path(staging_folder(self._control, shard, attempt))
+        with explain_full(self._store.root):
+            files = [self._file(folder, name, t, kind) for name, t, kind in self._tables(shard, table, dead)]
+            part = Part(
+                shard=shard, attempt=attempt, rows=len(table) + len(dead), ok=len(table), dead=len(dead),
+                ids_hash=f"{(ids_hash(table['id']) + ids_hash(dead['id'])) % 2**64:016x}", files=tuple(files),
+                codes=dict(Counter(dead["code"].to_pylist())), **measured,
+            )  # fmt: skip
+            os.makedirs(folder, exist_ok=True)
+            path = os.path.join(folder, "part.json")
+            with open(path, "wb") as handle:
+                handle.write(to_json(asdict(part)))
+            fsync_file(path)
+            fsync_dir(folder)
+        return part
+
+    def _tables(self, shard: int, table: pa.Table, dead: pa.Table) -> Iterator[tuple[str, pa.Table, Any]]:
+        name = f"{shard:05d}-{self._fp8}.parquet"
+        if not self._partition_by:
+            yield f"part-{name}", table, "rows"
+        elif len(table):
+            yield from self._partitions(name, table)
+        if len(dead):
+            yield f"{self._control}/dead/dead-{name}", dead, "dead"
+
+    def _partitions(self, name: str, table: pa.Table) -> Iterator[tuple[str, pa.Table, Any]]:
+        """One file a combination of values, and the order of the rows among them."""
+        folders = _folders(table, self._partition_by)
+        values, which = np.unique(np.array(folders), return_inverse=True)
+        for i, folder in enumerate(values):
+            yield f"{folder}/part-{name}", table.filter(pa.array(which == i)), "rows"
+        order = pa.table({"file": pa.array(which.astype(np.int32))})
+        yield f"{self._control}/order/order-{name}", order, "order"
+
+    def _file(self, folder: str, name: str, table: pa.Table, kind: Any) -> PartFile:
+        path = os.path.join(folder, name)
+        write_parquet(table, path)
+        fsync_file(path)
+        return PartFile(name, len(table), os.path.getsize(path), sha256_file(path), kind)
+
+
+def staging_folder(control: str, shard: int, attempt: str) -> str:
+    """Where an attempt writes."""
+    return f"{control}/staging/{shard:05d}.{attempt}"
+
+
+def _folders(table: pa.Table, keys: list[str]) -> list[str]:
+    """`key=value/key=value` of each row; values are quoted, so that none can leave the output."""
+    parts = []
+    for key in keys:
+        values = pc.dictionary_encode(table[key].cast(pa.string()), null_encoding="encode").combine_chunks()
+        if isinstance(values, pa.ChunkedArray):
+            values = values.chunk(0)
+        names = [f"{_quote(key)}={_quote(v)}" for v in values.dictionary.to_pylist()]
+        parts.append([names[i] for i in values.indices.to_pylist()])
+    return ["/".join(row) for row in zip(*parts, strict=True)]
+
+
+def _quote(value: str | None) -> str:
+    if value is None:
+        return "__HIVE_DEFAULT_PARTITION__"
+    return urllib.parse.quote(value, safe=" ").replace(".", "%2E") if set(value) <= {"."} else urllib.parse.quote(value, safe=" ")
+
+
+def part_from_json(tree: dict[str, Any]) -> Part:
+    """The Part in a `part.json` or a commit."""
+    fields = {name: tree[name] for name in Part.__dataclass_fields__}
+    return Part(**{**fields, "files": tuple(PartFile(**f) for f in tree["files"])})

@@ -1,0 +1,252 @@
+"""The driver: owns the ledger, tells the runner what is left to do, commits what comes back, and says how it went.
+
+    preflight → lock → plan or resume → runner → commit, commit, ... → manifest → _SUCCESS
+
+It is the only process that commits, and it computes nothing itself.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from batchnlp import registry
+from batchnlp.backends import device as devices
+from batchnlp.data.ledger import SUCCESS, Ledger, live, set_live, sums
+from batchnlp.data.lock import Lock
+from batchnlp.data.store import LocalStore
+from batchnlp.engine.planner import Prepared, make_plan, prepare
+from batchnlp.engine.signals import Interrupt, watch_signals
+from batchnlp.engine.worker import WorkerSetup
+from batchnlp.errors import OutputError
+from batchnlp.job.identity import differences
+from batchnlp.job.spec import JobSpec
+from batchnlp.types import Part, Plan, Resolved
+
+
+class Runner(Protocol):
+    """Something that runs workers over shards."""
+
+    def wait(self, timeout: float) -> list[Part]:
+        """Parts that got done."""
+
+    def progress(self) -> dict[str, float]:
+        """Counters of all workers."""
+
+    def stop(self) -> None:
+        """Begin no more shards."""
+
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+
+    def close(self) -> None:
+        """End at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The run at a moment, for whoever draws it."""
+
+    rows: int  # done, in the model or written
+    total: int
+    dead: int
+    seconds: float  # since the first lease
+    rows_now: float  # done in this invocation
+    tokens: float
+    executed: float
+    busy: float  # device seconds a replica
+    note: str = ""
+
+
+@dataclass(slots=True)
+class RunResult:
+    """How a run ended."""
+
+    status: str  # done, failed (over the limit), stopped
+    run: str
+    output: str
+    rows: int
+    dead: int
+    exit_code: int
+    resumed: int  # shards that were there before
+    shards: int  # shards computed now
+    docs_per_second: float
+    tokens_per_second: float
+    padding: float
+    device_busy: float
+    seconds: dict[str, float]
+    codes: dict[str, int] = field(default_factory=dict)
+    message: str = ""
+    resolved: dict[str, Any] = field(default_factory=dict)
+
+
+Listener = Callable[[Progress], None]
+
+
+def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResult:
+    """Run a job to its end, or resume it. Raises UsageError before anything is written, LockedError, StoppedError."""
+    began = time.monotonic()
+    prepared = prepare(spec)
+    store = LocalStore(spec.output.path)
+    refuse_other_runs(prepared, store)
+    lock = Lock(store, invocation := uuid.uuid4().hex[:12])
+    lock.acquire()
+    try:
+        return _Run(prepared, store, invocation, listen, began).run()
+    finally:
+        lock.release()
+
+
+def refuse_other_runs(prepared: Prepared, store: LocalStore) -> None:
+    """With `mode: new`, results of another fingerprint in the same place are an error that says what changed."""
+    others = [f for f in live(store) if f != prepared.fingerprint]
+    if not others or prepared.spec.output.mode != "new":
+        return
+    tree = Ledger(store, others[-1]).plan_tree() or {}
+    changed = ", ".join(differences(tree.get("facts", {}), prepared.facts)[:5]) or "the job"
+    hint = "use another output.path, or --mode overwrite or append"
+    raise OutputError(f"{store.root} holds the results of another job; this one differs in {changed}", hint)
+
+
+class _Run:
+    """One invocation."""
+
+    def __init__(
+        self, prepared: Prepared, store: LocalStore, invocation: str, listen: Listener, began: float
+    ) -> None:
+        self.prepared, self.store, self.invocation = prepared, store, invocation
+        self.listen, self.began = listen, began
+        self.spec = prepared.spec
+        self.ledger = Ledger(store, prepared.fingerprint)
+        self.parts: dict[int, Part] = {}
+        self.new: list[Part] = []
+        self.counters: dict[str, float] = {}
+        self.first = self.last = self.asked = began
+        self.replicas = 1
+
+    def run(self) -> RunResult:
+        plan, resolved, threads = self._plan()
+        if self.spec.output.mode == "new":
+            set_live(self.store, [plan.fingerprint])
+        self.parts = self.ledger.recover(plan.shards, self.invocation)
+        resumed = len(self.parts)
+        left = [shard for shard in plan.shards if shard.index not in self.parts]
+        interrupt = Interrupt()
+        if left:
+            interrupt = self._compute(plan, resolved, threads, left)
+        if len(self.parts) < len(plan.shards):
+            return self._result("stopped", plan, resolved, resumed, interrupt.exit_code, "the same command resumes it")
+        return self._finish(plan, resolved, resumed)
+
+    def _plan(self) -> tuple[Plan, Resolved, int]:
+        """The fixed plan; made now if this is the first start."""
+        hardware = devices.probe_hardware()
+        if self.ledger.plan_tree() is None:
+            resolved = devices.resolve(self.spec.engine, self.prepared.model, hardware)
+            replicas, _ = devices.share(hardware, resolved.device, self.spec.engine.replicas)
+            plan = make_plan(self.prepared, replicas)
+            self.ledger.create_plan(plan, self.prepared.facts, resolved, self.prepared.about)
+        plan, resolved = self.ledger.plan()
+        self.replicas, threads = devices.share(hardware, resolved.device, self.spec.engine.replicas)
+        return plan, resolved, threads
+
+    def _compute(self, plan: Plan, resolved: Resolved, threads: int, left: list[Any]) -> Interrupt:
+        setup = WorkerSetup(
+            self.spec, self.prepared.model, plan, resolved, self.prepared.source.schema, self._spool(), threads
+        )
+        factory = registry.load(registry.RUNNERS, self.spec.engine.runner)
+        if self.spec.engine.runner == "inline":
+            self.replicas = 1
+        runner: Runner = factory(setup, left, self.replicas, self.spec.engine.address)
+        try:
+            with watch_signals() as interrupt:
+                self.first = self.last = time.monotonic()
+                self._loop(runner, plan, interrupt)
+                return interrupt
+        finally:
+            self.counters = runner.progress() or self.counters
+            runner.close()
+
+    def _loop(self, runner: Runner, plan: Plan, interrupt: Interrupt) -> None:
+        deadline = 0.0
+        while len(self.parts) < len(plan.shards):
+            for part in runner.wait(0.2):
+                if self.ledger.commit(part, plan.shards[part.shard], self.invocation):
+                    self.parts[part.shard] = part
+                    self.new.append(part)
+                    self.last = time.monotonic()
+            self._report(runner, plan, "stopping" if interrupt.signal else "")
+            if interrupt.signal and not deadline:
+                deadline = time.monotonic() + self.spec.limits.grace_seconds
+                runner.stop()
+            if deadline and (runner.idle() or time.monotonic() > deadline):
+                return
+
+    def _report(self, runner: Runner, plan: Plan, note: str) -> None:
+        now = time.monotonic()
+        if now - self.asked < 0.5:
+            return
+        self.asked = now
+        c = self.counters = runner.progress() or self.counters
+        before = sums(p for p in self.parts.values() if p not in self.new)
+        done_now = max(c.get("docs", 0.0), float(sum(p.rows for p in self.new)))
+        self.listen(Progress(
+            min(int(before["rows"] + done_now), plan.rows), plan.rows, before["dead"] + sums(self.new)["dead"],
+            now - self.first, done_now, c.get("tokens", 0), c.get("executed", 0), c.get("busy", 0.0) / self.replicas,
+            note,
+        ))  # fmt: skip
+
+    def _spool(self) -> str | None:
+        """Compressed line files are unpacked once, where every replica can read them."""
+        if not any(file.compression for file in self.prepared.source.files):
+            return None
+        folder = self.store.path(f"{self.ledger.control}/spool")
+        self.prepared.source.spool_into(folder)
+        return folder
+
+    def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
+        dead = sums(self.parts.values())["dead"]
+        allowed = self.spec.limits.failed_allowed(plan.rows)
+        success = dead <= allowed
+        manifest = self.ledger.manifest()
+        if manifest is None or self.new or manifest["success"] != success or self.store.read(SUCCESS) is None:
+            self.ledger.finish(self.parts, {**self.prepared.about, "invocation": self.invocation}, success=success)
+        self._make_live()
+        if success:
+            return self._result("done", plan, resolved, resumed, 0, "" if self.new else "all is done already")
+        message = f"{dead} dead letters, {allowed} allowed by limits.max_failed {self.spec.limits.max_failed}"
+        return self._result("failed", plan, resolved, resumed, 1, message)
+
+    def _make_live(self) -> None:
+        """append: beside what is there; overwrite: in its place, and only then are the old parts removed."""
+        mine, others = self.prepared.fingerprint, [f for f in live(self.store) if f != self.prepared.fingerprint]
+        if self.spec.output.mode == "append":
+            set_live(self.store, [*others, mine])
+        elif self.spec.output.mode == "overwrite":
+            set_live(self.store, [mine])
+            for other in others:
+                Ledger(self.store, other).drop()
+
+    def _result(
+        self, status: str, plan: Plan, resolved: Resolved, resumed: int, exit_code: int, message: str
+    ) -> RunResult:
+        total, now, c = sums(self.parts.values()), sums(self.new), self.counters
+        wall = max(self.last - self.first, 1e-9)
+        busy = sum(p.seconds.get("forward", 0.0) for p in self.new)
+        return RunResult(
+            status=status, run=self.ledger.run, output=self.store.root, rows=total["rows"], dead=total["dead"],
+            exit_code=exit_code, resumed=resumed, shards=len(self.new),
+            docs_per_second=round(now["rows"] / wall, 2), tokens_per_second=round(now["tokens"] / wall, 1),
+            padding=round(1 - now["tokens"] / now["executed"], 4) if now["executed"] else 0.0,
+            device_busy=round(min(busy / wall / self.replicas, 1.0), 4) if self.new else 0.0,
+            seconds={
+                "start": round(self.first - self.began, 3), "encode": round(c.get("encode", 0.0), 3),
+                "forward": round(busy, 3), "write": round(c.get("write", 0.0), 3), "idle": round(c.get("idle", 0.0), 3),
+                "total": round(time.monotonic() - self.began, 3),
+            },
+            codes=total["codes"], message=message, resolved={"why": resolved.why, "device": resolved.device,
+            "dtype": resolved.dtype, "tokens_per_batch": resolved.tokens_per_batch, "replicas": self.replicas},
+        )  # fmt: skip

@@ -1,0 +1,103 @@
+"""From a job to a plan: files, shards, schema, fingerprint. Nothing is written, no model is loaded.
+
+Everything that can be refused is refused here, in seconds: wrong paths, columns, models, mismatched tasks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from batchnlp import __version__, registry
+from batchnlp.backends.model_files import resolve_model
+from batchnlp.data.sources import Source
+from batchnlp.errors import SourceError, SpecError
+from batchnlp.job.identity import fingerprint, fingerprint_facts, job_name
+from batchnlp.job.spec import JobSpec
+from batchnlp.tasks.base import COUNT_FIELDS, Task
+from batchnlp.types import ModelFiles, Plan
+
+SHARD_ROWS = 20_000
+SHARD_BYTES = 32 << 20  # of text
+RESULT_BYTES = 64 << 20  # of results: vectors can outweigh the text they stand for
+SHARDS_A_REPLICA = 4  # so that the replicas end at about the same time
+MIN_ROWS = 500  # below it sorting by length has little to sort
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job that passed preflight."""
+
+    spec: JobSpec
+    model: ModelFiles
+    source: Source
+    task: Task
+    facts: dict[str, Any]
+    fingerprint: str
+    schema: pa.Schema
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What plan and manifest say of the job."""
+        return {
+            "job": job_name(self.spec), "spec": self.spec.model_dump(mode="json"), "version": __version__,
+            "model": {"name": self.model.name, "revision": self.model.revision, "weights": self.model.weights},
+        }  # fmt: skip
+
+
+def prepare(spec: JobSpec) -> Prepared:
+    """Preflight: model, task, corpus, schema. Raises UsageError; starts and writes nothing."""
+    model = resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
+    task: Task = registry.load(registry.TASKS, spec.task.kind)(model, spec.task)
+    _check_backend(spec, task)
+    source = Source.open(spec.source.config())
+    facts = fingerprint_facts(spec, model, source.files)
+    print_ = fingerprint(facts)
+    schema = result_schema(spec, source, task).with_metadata({
+        "batchnlp.version": __version__, "batchnlp.job": job_name(spec), "batchnlp.run": print_[:8],
+        "batchnlp.fingerprint": print_, "batchnlp.model": model.name, "batchnlp.model_revision": model.revision,
+        "batchnlp.model_weights": model.weights,
+    })  # fmt: skip
+    return Prepared(spec, model, source, task, facts, print_, schema)
+
+
+def _check_backend(spec: JobSpec, task: Task) -> None:
+    name = "torch" if spec.engine.backend == "auto" else spec.engine.backend
+    provides = {"torch": {"scores", "vectors"}}[name]
+    if task.needs not in provides:
+        raise SpecError(f"the backend {name} cannot do {spec.task.kind}", "use engine.backend=auto")
+
+
+def result_schema(spec: JobSpec, source: Source, task: Task) -> pa.Schema:
+    """id, kept columns, the task's columns, counts; a name that is there twice is refused."""
+    kept = [source.schema.field(name) for name in dict.fromkeys(spec.source.keep)]
+    fields = [pa.field("id", source.id_type), *kept, *task.fields, *COUNT_FIELDS]
+    double = [name for name, n in Counter(field.name for field in fields).items() if n > 1]
+    if double:
+        hint = "leave it out of source.keep; the id is always there" if double[0] == "id" else "rename it in the source"
+        raise SourceError(f"the kept column {double[0]!r} has the name of a result column", hint)
+    return pa.schema([pa.field(f.name, _plain(f.type)) for f in fields])
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def make_plan(prepared: Prepared, replicas: int) -> Plan:
+    """Cut the corpus into shards."""
+    spec, source = prepared.spec, prepared.source
+    rows = min(SHARD_ROWS // max(prepared.task.pieces_per_doc, 1), RESULT_BYTES // _row_bytes(prepared.schema))
+    shards = source.shards(spec.source.rows_per_shard, max(rows, 1), SHARD_BYTES)
+    total = sum(shard.rows for shard in shards)
+    enough = max(-(-total // (replicas * SHARDS_A_REPLICA)), min(MIN_ROWS, rows))
+    if spec.source.rows_per_shard is None and enough < rows:
+        shards = source.shards(None, enough, SHARD_BYTES)
+    return Plan(prepared.fingerprint, source.files, tuple(shards), prepared.schema)
+
+
+def _row_bytes(schema: pa.Schema) -> int:
+    """Bytes of the fixed-size results of a row."""
+    return 64 + sum(f.type.list_size * 4 for f in schema if pa.types.is_fixed_size_list(f.type))

@@ -1,0 +1,229 @@
+"""The worker: one model replica and three stages, each in a thread, one shard apart.
+
+    read + encode  →  forward  →  decode + write
+      thread 1        thread 2        thread 3
+
+Thread 2 owns the device and should never wait: while it computes a shard, the next one is being tokenised and the one
+before written. Queues hold one shard each, so memory is that of a handful of shards, however large the corpus.
+
+The worker knows nothing of Ray, and nothing of who else works: it leases shards until there are none.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnlp import registry
+from batchnlp.data.parts import PartWriter, dead_table
+from batchnlp.data.sources import Source
+from batchnlp.data.store import LocalStore
+from batchnlp.job.spec import JobSpec
+from batchnlp.types import Docs, Encoded, Failure, ModelFiles, Part, Plan, Raw, Resolved, Shard
+
+Lease = Callable[[], Shard | None]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSetup:
+    """All a worker needs, in a form that travels between processes."""
+
+    spec: JobSpec
+    model: ModelFiles
+    plan: Plan
+    resolved: Resolved
+    source_schema: pa.Schema
+    spool: str | None
+    threads: int
+
+
+@dataclass(slots=True)
+class Meter:
+    """What a worker has done so far; written by its threads, read by anyone at any time."""
+
+    docs: float = 0.0  # through the model; inside a shard estimated from its pieces
+    tokens: int = 0
+    executed: int = 0
+    dead: int = 0
+    busy: float = 0.0  # seconds of forward
+    encode: float = 0.0
+    write: float = 0.0
+    idle: float = 0.0  # seconds that the device waited for a shard
+
+    def snapshot(self) -> dict[str, float]:
+        """The counters as a dictionary."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(slots=True)
+class _Item:
+    """A shard on its way through the stages."""
+
+    shard: Shard
+    docs: Docs
+    encoded: Encoded
+    raw: Raw | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Worker:
+    """Built once a replica: loads the model, then turns leases into parts."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.meter = Meter()
+        self.stopping = threading.Event()  # no new shards
+        self.aborting = threading.Event()  # not even the rest of this one
+        self._docs_per_piece = 1.0  # of the shard in the model
+        self._schema = setup.plan.schema
+        self._files = setup.plan.files
+        spec = setup.spec
+        self._source = Source(spec.source.config(), setup.plan.files, setup.source_schema, setup.spool)
+        self._task = registry.load(registry.TASKS, spec.task.kind)(setup.model, spec.task)
+        backend = registry.load(registry.BACKENDS, setup.resolved.backend)
+        self._backend = backend(setup.model, setup.resolved, self._task.needs, setup.threads)
+        self._task.prepare(self._backend.forward)
+        self._backend.aborted = self.aborting.is_set
+        self._backend.on_batch = self._count
+        self._writer = PartWriter(LocalStore(spec.output.path), setup.plan.fingerprint, spec.output.partition_by)
+
+    def run(self, lease: Lease) -> Iterator[Part | None]:
+        """Parts as they get done; None now and then while there is none, so that the caller can look around."""
+        encoded: queue.Queue[Any] = queue.Queue(1)
+        forwarded: queue.Queue[Any] = queue.Queue(1)
+        finished: queue.Queue[Any] = queue.Queue()
+        stages = [
+            (self._read_and_encode, lease, encoded), (self._forward, encoded, forwarded),
+            (self._decode_and_write, forwarded, finished),
+        ]  # fmt: skip
+        threads = [threading.Thread(target=_stage, args=s, name=s[0].__name__, daemon=True) for s in stages]
+        for thread in threads:
+            thread.start()
+        try:
+            while (got := _get(finished, 0.2)) is not _END:
+                if isinstance(got, BaseException):
+                    raise got
+                yield got
+        finally:
+            self.stopping.set()
+            self.aborting.set()
+            _unblock([encoded, forwarded], threads)
+            self.stopping.clear()
+            self.aborting.clear()
+
+    # --- the stages: each a generator from its input to its output
+
+    def _read_and_encode(self, lease: Lease) -> Iterator[_Item]:
+        while not self.stopping.is_set() and (shard := lease()) is not None:
+            began = perf_counter()
+            docs = self._source.read(shard)
+            item = _Item(shard, docs, self._task.encode(docs.text))
+            item.seconds["encode"] = perf_counter() - began
+            self.meter.encode += item.seconds["encode"]
+            yield item
+
+    def _forward(self, items: queue.Queue[Any]) -> Iterator[_Item]:
+        while (item := self._wait(items)) is not _END:
+            if self.stopping.is_set() and not isinstance(item, BaseException):
+                continue  # not begun: left for the next run
+            yield self._forwarded(item)
+
+    def _wait(self, items: queue.Queue[Any]) -> Any:
+        began = perf_counter()
+        item = items.get()
+        self.meter.idle += perf_counter() - began
+        return item
+
+    def _forwarded(self, item: Any) -> Any:
+        if isinstance(item, BaseException):
+            return item
+        self._docs_per_piece = len(item.docs) / max(len(item.encoded.pieces), 1)
+        item.raw = self._backend.forward(item.encoded.pieces)
+        item.seconds["forward"] = item.raw.seconds
+        return item
+
+    def _decode_and_write(self, items: queue.Queue[Any]) -> Iterator[Any]:
+        while (item := items.get()) is not _END:
+            if isinstance(item, BaseException):
+                yield item
+                continue
+            began = perf_counter()
+            table, dead = self._results(item)
+            measured = {"tokens": item.raw.tokens, "executed": item.raw.executed, "seconds": item.seconds}
+            item.seconds["write"] = perf_counter() - began
+            part = self._writer.write(item.shard.index, uuid.uuid4().hex[:12], table, dead, measured)
+            self.meter.write += perf_counter() - began
+            self.meter.dead += part.dead
+            yield part
+
+    def _results(self, item: _Item) -> tuple[pa.Table, pa.Table]:
+        """(results, dead letters): every row of the shard in one of the two."""
+        assert item.raw is not None
+        columns, finite = self._task.decode(item.encoded, item.raw)
+        failures = [*item.docs.failures, *item.encoded.failures, *item.raw.failures]
+        alive = np.ones(len(item.docs), bool)
+        alive[[f.doc for f in failures]] = False
+        broken = np.flatnonzero(alive & ~finite)
+        failures += [Failure(int(i), "decode", "non_finite", "the model answered with NaN or infinity") for i in broken]
+        alive[broken] = False
+        counts = item.encoded.counts
+        arrays = [item.docs.ids, *item.docs.keep.columns, *columns, counts.n_tokens, counts.n_tokens_used]
+        arrays += [counts.n_windows, counts.n_tokens_used < counts.n_tokens]
+        table = pa.table([_column(a) for a in arrays], names=self._schema.names)
+        table = (table if alive.all() else table.filter(pa.array(alive))).cast(self._schema.remove_metadata())
+        return table.replace_schema_metadata(self._schema.metadata), dead_table(item.docs, failures, self._files)
+
+    def _count(self, pieces: int, tokens: int, executed: int, seconds: float) -> None:
+        meter = self.meter
+        meter.docs += pieces * self._docs_per_piece
+        meter.tokens += tokens
+        meter.executed += executed
+        meter.busy += seconds
+
+
+class _End:
+    """What a stage sends after its last item."""
+
+
+_END = _End()
+
+
+def _stage(work: Callable[[Any], Iterator[Any]], source: Any, target: queue.Queue[Any]) -> None:
+    """Run a stage to its end; an error travels on as an item, because nobody looks at a thread."""
+    try:
+        for item in work(source):
+            target.put(item)
+    except BaseException as error:  # noqa: BLE001 - the worker's border: it is raised again by `run`
+        target.put(error)
+    target.put(_END)
+
+
+def _get(items: queue.Queue[Any], timeout: float) -> Any:
+    try:
+        return items.get(timeout=timeout)
+    except queue.Empty:
+        return None
+
+
+def _unblock(queues: list[queue.Queue[Any]], threads: list[threading.Thread]) -> None:
+    """Empty the queues until the stages, which may wait to put something, have ended."""
+    while any(thread.is_alive() for thread in threads):
+        for items in queues:
+            _get(items, 0.01)
+        for items in queues:  # a stage that was robbed of its end waits for one
+            if items.empty() and any(thread.is_alive() for thread in threads):
+                try:
+                    items.put_nowait(_END)
+                except queue.Full:
+                    continue
+
+
+def _column(values: Any) -> Any:
+    return pa.array(values) if isinstance(values, np.ndarray) else values
