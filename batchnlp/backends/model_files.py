@@ -22,7 +22,13 @@ HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json", 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
                    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"]  # fmt: skip
 NO_LIMIT = 1 << 20  # tokenizers without a limit say 1e30
-LIMITLESS_POSITIONS = {"t5", "mt5", "umt5", "deberta-v2", "xlnet"}  # relative positions: the config's number is no limit
+LIMITLESS_POSITIONS = {
+    "t5",
+    "mt5",
+    "umt5",
+    "deberta-v2",
+    "xlnet",
+}  # relative positions: the config's number is no limit
 
 
 def resolve_model(name: str, revision: str | None, max_length: int | None = None) -> ModelFiles:
@@ -66,7 +72,9 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         near = nearest(path.name, siblings)
-        raise ModelError(f"no model directory {path}", f"did you mean {path.parent / near}?" if near else "check the path")
+        raise ModelError(
+            f"no model directory {path}", f"did you mean {path.parent / near}?" if near else "check the path"
+        )
     return _from_hub(name, revision)
 
 

@@ -185,7 +185,9 @@ def _dense(path: str, module: dict[str, Any]) -> torch.nn.Module:
     linear.load_state_dict({key.removeprefix("linear."): value.float() for key, value in weights.items()})
     activation = getattr(torch.nn, module["activation"], None)
     if activation is None:
-        raise ModelError(f"{path} has a dense layer with the activation {module['activation']}", "it is not in torch.nn")
+        raise ModelError(
+            f"{path} has a dense layer with the activation {module['activation']}", "it is not in torch.nn"
+        )
     return torch.nn.Sequential(linear, activation()).eval()
 
 

@@ -93,7 +93,9 @@ class Ledger:
         Raises CorruptError where the part breaks the row contract or is not on disk as it says.
         """
         if part.rows != shard.rows or part.ok + part.dead != part.rows:
-            message = f"shard {shard.index} has {shard.rows} rows, its part {part.ok} results and {part.dead} dead letters"
+            message = (
+                f"shard {shard.index} has {shard.rows} rows, its part {part.ok} results and {part.dead} dead letters"
+            )
             raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
         folder = staging_folder(self.control, part.shard, part.attempt)
         for file in part.files:

@@ -146,7 +146,11 @@ def _folders(table: pa.Table, keys: list[str]) -> list[str]:
 def _quote(value: str | None) -> str:
     if value is None:
         return "__HIVE_DEFAULT_PARTITION__"
-    return urllib.parse.quote(value, safe=" ").replace(".", "%2E") if set(value) <= {"."} else urllib.parse.quote(value, safe=" ")
+    return (
+        urllib.parse.quote(value, safe=" ").replace(".", "%2E")
+        if set(value) <= {"."}
+        else urllib.parse.quote(value, safe=" ")
+    )
 
 
 def part_from_json(tree: dict[str, Any]) -> Part:

@@ -114,15 +114,14 @@ def refuse_other_runs(prepared: Prepared, store: LocalStore) -> None:
 class _Run:
     """One invocation."""
 
-    def __init__(
-        self, prepared: Prepared, store: LocalStore, invocation: str, listen: Listener, began: float
-    ) -> None:
+    def __init__(self, prepared: Prepared, store: LocalStore, invocation: str, listen: Listener, began: float) -> None:
         self.prepared, self.store, self.invocation = prepared, store, invocation
         self.listen, self.began = listen, began
         self.spec = prepared.spec
         self.ledger = Ledger(store, prepared.fingerprint)
         self.parts: dict[int, Part] = {}
         self.new: list[Part] = []
+        self.before: dict[str, Any] = {}  # the sums of what earlier invocations did
         self.counters: dict[str, float] = {}
         self.first = self.last = self.asked = began
         self.replicas = 1
@@ -132,7 +131,7 @@ class _Run:
         if self.spec.output.mode == "new":
             set_live(self.store, [plan.fingerprint])
         self.parts = self.ledger.recover(plan.shards, self.invocation)
-        resumed = len(self.parts)
+        self.before, resumed = sums(self.parts.values()), len(self.parts)
         left = [shard for shard in plan.shards if shard.index not in self.parts]
         interrupt = Interrupt()
         if left:
@@ -191,10 +190,10 @@ class _Run:
             return
         self.asked = now
         c = self.counters = runner.progress() or self.counters
-        before = sums(p for p in self.parts.values() if p not in self.new)
-        done_now = max(c.get("docs", 0.0), float(sum(p.rows for p in self.new)))
+        written = sums(self.new)
+        done_now = max(c.get("docs", 0.0), written["rows"])
         self.listen(Progress(
-            min(int(before["rows"] + done_now), plan.rows), plan.rows, before["dead"] + sums(self.new)["dead"],
+            min(int(self.before["rows"] + done_now), plan.rows), plan.rows, self.before["dead"] + written["dead"],
             now - self.first, done_now, c.get("tokens", 0), c.get("executed", 0), c.get("busy", 0.0) / self.replicas,
             note,
         ))  # fmt: skip

@@ -8,6 +8,7 @@ Results never travel through Ray: workers write files, and a Part is a few hundr
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,12 +35,22 @@ class Replica:
     def __init__(self, setup: WorkerSetup, name: str) -> None:
         self._setup, self._name = setup, name
         self._worker: Worker | None = None
+        self._loading = threading.Lock()
+
+    def load(self) -> Worker:
+        """The worker, with its model. Loaded here and not in __init__, so that errors arrive whole."""
+        with self._loading:
+            if self._worker is None:
+                self._worker = Worker(self._setup)
+            return self._worker
+
+    def ready(self) -> None:
+        """Answers when the model is loaded."""
+        self.load()
 
     def work(self, leases: Any) -> Iterator[Part]:
-        """Parts until the queue is empty. The model is loaded here and not in __init__, so that errors arrive whole."""
-        if self._worker is None:
-            self._worker = Worker(self._setup)
-        yield from filter(None, self._worker.run(lambda: ray.get(leases.lease.remote(self._name))))
+        """Parts until the queue is empty."""
+        yield from filter(None, self.load().run(lambda: ray.get(leases.lease.remote(self._name))))
 
     def progress(self) -> dict[str, float]:
         """The worker's counters."""
@@ -78,6 +89,8 @@ class RayRunner:
         self._losses_in_a_row = 0
         self._leases = ray.remote(LeaseQueue).options(num_cpus=0).remote(list(shards))
         self._running = [self._launch() for _ in range(min(replicas, max(len(shards), 1)))]
+        # Start-up ends when the first replica is ready; one that fails or dies tells so through its stream.
+        ray.wait([replica.actor.ready.remote() for replica in self._running], num_returns=1)
 
     def wait(self, timeout: float) -> list[Part]:
         """Parts that got done; lost replicas are replaced on the way."""
@@ -153,7 +166,9 @@ class RayRunner:
         hopeless = ray.get(self._leases.release.remote(replica.name))
         self._losses_in_a_row += 1
         if hopeless or self._losses_in_a_row > 3 + len(self._running):
-            what = f"shard {hopeless[0]} took three replicas with it" if hopeless else "replicas die one after the other"
+            what = (
+                f"shard {hopeless[0]} took three replicas with it" if hopeless else "replicas die one after the other"
+            )
             reason = " ".join(str(error).split())[:300]
             raise WorkerLostError(f"{what}: {reason}", "out of memory? fewer replicas or rows_per_shard may help")
         for key, value in replica.progress.items():
@@ -182,7 +197,9 @@ def start_ray(address: str | None) -> None:
             ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"no Ray cluster at {address}: {reason}", "check engine.address; ray status helps") from None
+            raise UsageError(
+                f"no Ray cluster at {address}: {reason}", "check engine.address; ray status helps"
+            ) from None
         return
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE, _node_ip_address="127.0.0.1", **quiet)

@@ -118,7 +118,9 @@ def _explain(error: ValidationError, where: str) -> SpecError:
         keys = known_keys()
         sections = sorted({k.split(".")[0] for k in keys})
         near = nearest(key, keys + sections) or next((k for k in keys if k.endswith("." + key.split(".")[-1])), "")
-        return SpecError(f"{where}: unknown key {key}{more}", f"did you mean {near}?" if near else "see jobs/schema.json")
+        return SpecError(
+            f"{where}: unknown key {key}{more}", f"did you mean {near}?" if near else "see jobs/schema.json"
+        )
     if first["type"] == "missing":
         return SpecError(f"{where}: {key} is missing{more}", f"add {key}, or --set {key}=...")
     message = first["msg"].removeprefix("Value error, ")

@@ -107,7 +107,9 @@ class EngineSpec(Section):
 
     runner: Literal["ray", "inline"] = Field("ray", description="ray: one actor a replica. inline: in this process.")
     address: str | None = Field(None, description="A Ray cluster to join; a local one is started without it.")
-    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field("auto", description="Model copies; auto: one a GPU.")
+    replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Model copies; auto: one a GPU."
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu or cuda.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it."

@@ -123,7 +123,9 @@ class TextTask:
 def _no_text(value: Any) -> tuple[str, str]:
     if not value.is_valid:
         return "null_text", "the text is null"
-    return ("empty_text", "the text is empty") if value.as_py() == "" else ("blank_text", "the text is only white space")
+    return (
+        ("empty_text", "the text is empty") if value.as_py() == "" else ("blank_text", "the text is only white space")
+    )
 
 
 def _select(tokens: Tokens, good: npt.NDArray[np.bool_]) -> Tokens:

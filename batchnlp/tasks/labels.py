@@ -1,8 +1,8 @@
 """From scores [rows, labels] to the columns that classify and zero-shot share.
 
-    label, score            the best label and its score
-    labels                  multi-label only: every label from the threshold on, best first
-    scores                  on request: all of them, as a struct with one field a label
+label, score            the best label and its score
+labels                  multi-label only: every label from the threshold on, best first
+scores                  on request: all of them, as a struct with one field a label
 """
 
 from __future__ import annotations
@@ -51,4 +51,6 @@ class LabelColumns:
 
 
 def _names(names: list[str], index: npt.NDArray[np.intp]) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(index.astype(np.int32)), pa.array(names, pa.string())).cast(pa.string())
+    return pa.DictionaryArray.from_arrays(pa.array(index.astype(np.int32)), pa.array(names, pa.string())).cast(
+        pa.string()
+    )

@@ -134,7 +134,11 @@ def _pairs(
     second = starts[:-1] + head + a_length + middle
     out[ranges(starts[:-1] + head, a_length)] = ids[ranges(a_start, a_length)]
     out[ranges(second, b_length)] = label_ids[ranges(b_start, b_length)]
-    for base, tokens in ((starts[:-1], special.before), (second - middle, special.between), (starts[1:] - tail, special.after)):
+    for base, tokens in (
+        (starts[:-1], special.before),
+        (second - middle, special.between),
+        (starts[1:] - tail, special.after),
+    ):
         for place, token in enumerate(tokens):
             out[base + place] = token
     if special.type_ids == (0, 0):

@@ -105,7 +105,9 @@ class Tokenizer:
         ids = np.array(framed.ids, np.int32)
         at = _find(ids, plain, 0)
         if at < 0 or not len(plain):
-            raise ModelError("the tokenizer changes a text when it adds special tokens", "this tokenizer cannot be used")
+            raise ModelError(
+                "the tokenizer changes a text when it adds special tokens", "this tokenizer cannot be used"
+            )
         return Frame(ids[:at], np.empty(0, np.int32), ids[at + len(plain) :], (framed.type_ids[at], 0))
 
     def _plain(self, text: str) -> Int32:

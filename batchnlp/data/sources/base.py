@@ -1,13 +1,14 @@
-"""What the readers of all formats have in common: the protocol, and the few nouns that travel between them and `Source`.
+"""What the readers of all formats have in common: the protocol, and the nouns that travel between them and `Source`.
 
 A reader knows one format and no corpus. It says which columns a file has (`inspect`), where a file can be cut (`scan`),
-and reads one run of rows into columns of declared types (`read`). Filters, partitions, ids and shards are not its business.
+and reads a run of rows into columns of declared types (`read`). Filters, partitions, ids, shards are not its business.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -42,7 +43,7 @@ class Rows:
 
     table: pa.Table
     bad: tuple[Bad, ...] = ()
-    line: Callable[[int], int] | None = None  # row inside what was read -> line in the file from 1; only asked for failures
+    line: Callable[[int], int] | None = None  # row inside what was read -> line from 1; only for failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +63,23 @@ class Limits:
         else:
             parts = min(rows, max(1, -(-rows // self.rows), -(-size // self.size)))
             bounds = [start + rows * i // parts for i in range(parts + 1)]
-        for first, end in zip(bounds, bounds[1:], strict=False):
+        for first, end in pairwise(bounds):
             yield first, end, size * (end - first) // rows
 
-    def groups(self, starts: Int64, rows: Int64) -> Int64:
-        """[runs + 1] where consecutive records (first byte, row number) are cut into runs of a fraction of a shard."""
-        step = self.rows if self.exact else max(1, self.rows // GRAINS)
-        cut = np.diff(rows // step) != 0
+    def bounds(self, starts: Int64, stops: Int64, row: int) -> Int64:
+        """[runs + 1] where records (bytes `starts` to `stops`, counted from `row`) are cut into small runs."""
+        rows = np.arange(row, row + len(starts))
+        cut = np.diff(rows // (self.rows if self.exact else max(1, self.rows // GRAINS))) != 0
         if not self.exact:
             cut |= np.diff(starts // max(1, self.size // GRAINS)) != 0
+        huge = stops - starts > MAX_RECORD
+        cut |= huge[1:] | huge[:-1]  # so that nobody has to read it together with others
         return np.concatenate([[0], np.flatnonzero(cut) + 1, [len(rows)]]).astype(np.int64)
+
+
+def too_large(segment: Segment) -> bool:
+    """Whether the segment is one record that must not be loaded."""
+    return segment.length > MAX_RECORD and segment.stop - segment.start == 1
 
 
 class Reader(Protocol):

@@ -1,4 +1,4 @@
-"""What Parquet and Arrow files share: record batches in order, and one cursor, so that neighbouring runs decode nothing twice."""
+"""What Parquet and Arrow files share: record batches in order, and a cursor, so that nothing is decoded twice."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from batchnlp.data.sources.base import Bad, Limits, Rows, Run
 from batchnlp.data.sources.columns import fit, is_string
-from batchnlp.data.sources.storage import Store
-from batchnlp.types import InputFile, Segment, SourceConfig
+from batchnlp.data.sources.storage import Store, broken
+from batchnlp.errors import CorruptError
+from batchnlp.types import InputFile, Int64, Segment, SourceConfig
 
 BATCH = 4096  # rows decoded at a time
 
@@ -19,10 +21,18 @@ BATCH = 4096  # rows decoded at a time
 class Cursor:
     """An open file, read up to some row."""
 
-    def __init__(self, file: InputFile, columns: tuple[str, ...], row: int, batches: Iterator[pa.RecordBatch]) -> None:
+    def __init__(
+        self,
+        file: InputFile,
+        columns: tuple[str, ...],
+        borders: Int64,
+        first: int,
+        batches: Iterator[pa.RecordBatch],
+    ) -> None:
         self.file = file
         self.columns = columns
-        self.row = row  # the next row
+        self.row = int(borders[first])  # the next row
+        self._borders = borders  # first rows of the groups that can be jumped to, and the end
         self._batches = batches
         self._rest: pa.RecordBatch | None = None
 
@@ -40,10 +50,27 @@ class Cursor:
             out.append(part)
         return out
 
+    def group(self, row: int) -> int:
+        """The group that `row` is in."""
+        return group_of(self._borders, row)
+
+    def near(self, row: int) -> bool:
+        """Whether going on is the best way to `row`: groups in between are better jumped over than decoded."""
+        return self.row == row or (self.row < row and self.group(self.row) == self.group(row))
+
+    def place(self) -> str:
+        """Where it stands, for an error message."""
+        return f"row group {self.group(self.row)}" if len(self._borders) > 2 else f"from row {self.row} on"
+
     def skip(self, row: int) -> None:
         """Goes on to `row`, batch by batch."""
         while self.row < row and self.take(min(row - self.row, BATCH)):
             pass
+
+
+def group_of(borders: Int64, row: int) -> int:
+    """The group whose rows include `row`, the last one for rows beyond the end."""
+    return min(int(np.searchsorted(borders, row, side="right")) - 1, len(borders) - 2)
 
 
 class Span(NamedTuple):
@@ -74,11 +101,7 @@ class ColumnarReader(ABC):
 
     @abstractmethod
     def cursor(self, file: InputFile, columns: tuple[str, ...], row: int) -> Cursor:
-        """A cursor at `row`, or before it."""
-
-    @abstractmethod
-    def place(self, file: InputFile, row: int) -> str:
-        """Where `row` is, for an error message."""
+        """A cursor at the start of the group of `row`."""
 
     def scan(self, index: int, file: InputFile, limits: Limits) -> Iterator[Run]:
         """See `Reader`."""
@@ -95,8 +118,8 @@ class ColumnarReader(ABC):
         bad: list[Bad] = []
         filtered = {column for column, _, _ in self.config.filter}
         for field in schema:
-            raw = pa.chunked_array([batch.column(field.name) for batch in batches])
-            column, wrong = fit(raw, field.type)
+            raw = [batch.column(field.name) for batch in batches]
+            column, wrong = fit(pa.chunked_array(raw), field.type)
             columns.append(column)
             code = "invalid_utf8" if is_string(field.type) else "bad_value"
             message = f"the value of {field.name} is not {'valid UTF-8' if is_string(field.type) else field.type}"
@@ -118,14 +141,14 @@ class ColumnarReader(ABC):
 
     def _take(self, file: InputFile, names: tuple[str, ...], segment: Segment) -> list[pa.RecordBatch]:
         cursor, self._cursor = self._cursor, None  # a cursor that failed is not used again
-        same = cursor is not None and (cursor.file, cursor.columns) == (file, names)
-        if cursor is None or not same or not self.ahead(file, cursor.row, segment.start):
-            cursor = self.cursor(file, names, segment.start)
-        cursor.skip(segment.start)
-        batches = cursor.take(segment.stop - segment.start)
+        with broken(file.name, CorruptError):
+            if cursor is None or (cursor.file, cursor.columns) != (file, names) or not cursor.near(segment.start):
+                cursor = self.cursor(file, names, segment.start)
+        try:
+            cursor.skip(segment.start)
+            batches = cursor.take(segment.stop - segment.start)
+        except (OSError, pa.ArrowException) as error:
+            with broken(f"{file.name}, {cursor.place()}", CorruptError):
+                raise error
         self._cursor = cursor
         return batches
-
-    def ahead(self, file: InputFile, row: int, wanted: int) -> bool:
-        """Whether going on from `row` is the best way to `wanted`."""
-        return row <= wanted

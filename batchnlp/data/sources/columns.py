@@ -26,8 +26,8 @@ def is_text(kind: pa.DataType) -> bool:
     """Whether documents may come from a column of this type; a column of nulls has none, and that is allowed."""
     if pt.is_dictionary(kind):
         return is_text(kind.value_type) and not pt.is_null(kind.value_type)
-    texts = (pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view(), pa.null())
-    return kind in texts
+    strings = (pa.string(), pa.large_string(), pa.string_view())
+    return kind in (*strings, pa.binary(), pa.large_binary(), pa.binary_view(), pa.null())
 
 
 def is_string(kind: pa.DataType) -> bool:
@@ -59,8 +59,6 @@ def cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """`column` as `kind`; fails when a value does not fit, or is no UTF-8."""
     if isinstance(column.type, pa.BaseExtensionType):
         column = column.storage
-    if kind == pa.large_string() and pt.is_binary(column.type):
-        column = column.cast(pa.large_binary())  # no direct cast
     return column if column.type == kind else column.cast(kind)
 
 

@@ -6,14 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from batchnlp.data.sources.base import Rows
-from batchnlp.data.sources.columnar import BATCH, ColumnarReader, Cursor, Span
-from batchnlp.data.sources.filters import group_may_match
-from batchnlp.data.sources.storage import broken, reason
-from batchnlp.errors import CorruptError
-from batchnlp.types import InputFile, Int64, Segment
+from batchnlp.data.sources.columnar import BATCH, ColumnarReader, Cursor, Span, group_of
+from batchnlp.data.sources.storage import broken
+from batchnlp.types import InputFile, Int64
 
 
 class ParquetReader(ColumnarReader):
@@ -26,39 +24,41 @@ class ParquetReader(ColumnarReader):
 
     def spans(self, file: InputFile) -> Iterator[Span]:
         """The row groups that may hold selected rows."""
-        with broken(file.name), self._open(file) as parquet:
-            meta, arrow = parquet.metadata, parquet.schema_arrow
-        starts = _starts(meta)
-        for group in range(meta.num_row_groups):
-            columns = [meta.row_group(group).column(i) for i in range(meta.num_columns)]
-            if group_may_match(self.config.filter, columns, arrow):
-                size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema == self.config.text)
-                yield Span(int(starts[group]), int(starts[group + 1]), size)
+        with broken(file.name):
+            with self._open(file) as parquet:
+                meta, arrow = parquet.metadata, parquet.schema_arrow
+            groups = self._matching(file, arrow, meta.num_row_groups)
+        borders = _borders(meta)
+        paths = [meta.schema.column(i).path for i in range(meta.num_columns)]
+        text = paths.index(self.config.text) if self.config.text in paths else 0
+        for group in groups:
+            size = meta.row_group(group).column(text).total_uncompressed_size
+            yield Span(int(borders[group]), int(borders[group + 1]), size)
 
     def cursor(self, file: InputFile, columns: tuple[str, ...], row: int) -> Cursor:
-        """A cursor at the start of the row group of `row`."""
+        """See `ColumnarReader`."""
         parquet = self._open(file)
-        starts = _starts(parquet.metadata)
-        first = _group(starts, row)
+        borders = _borders(parquet.metadata)
+        first = group_of(borders, row)
         groups = list(range(first, parquet.metadata.num_row_groups))
         batches = parquet.iter_batches(batch_size=BATCH, row_groups=groups, columns=list(columns))
-        return Cursor(file, columns, int(starts[first]), batches)
+        return Cursor(file, columns, borders, first, batches)
 
-    def ahead(self, file: InputFile, row: int, wanted: int) -> bool:
-        """Groups in between are better jumped over than decoded."""
-        if row >= wanted:
-            return row == wanted
-        with self._open(file) as parquet:
-            starts = _starts(parquet.metadata)
-        return _group(starts, row) == _group(starts, wanted)
+    def _open(self, file: InputFile) -> pq.ParquetFile:
+        return pq.ParquetFile(self.store.open(file), page_checksum_verification=True)
 
-    def read(self, file: InputFile, segment: Segment, schema: pa.Schema) -> Rows:
-        """See `Reader`; damage is reported with the row group."""
+    def _matching(self, file: InputFile, arrow: pa.Schema, groups: int) -> list[int]:
+        known = [tuple(part) for part in self.config.filter if part[0] in arrow.names]
+        if not known or not groups:
+            return list(range(groups))
+        fragment = ds.ParquetFileFormat().make_fragment(self.store.open(file))
         try:
-            return super().read(file, segment, schema)
-        except (ConnectionError, TimeoutError):
-            raise
-        except (OSError, pa.ArrowException) as error:
-            where = self.place(file, segment.start)
-            hint = "create the file again, or leave it out"
-            raise CorruptError(f"{where} cannot be read: {reason(error)}", hint) from error
+            return [group.id for group in fragment.subset(pq.filters_to_expression(known)).row_groups]
+        except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
+            return list(range(groups))  # a file whose type has yet to be widened cannot be asked
+
+
+def _borders(meta: pq.FileMetaData) -> Int64:
+    """[groups + 1] first row of each group, and the number of rows."""
+    sizes = [meta.row_group(group).num_rows for group in range(meta.num_row_groups)]
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)

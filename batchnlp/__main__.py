@@ -1,0 +1,5 @@
+"""`python -m batchnlp`."""
+
+from batchnlp.cli.main import main
+
+main()

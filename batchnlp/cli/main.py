@@ -1,0 +1,160 @@
+"""The command line. Bodies are short; everything heavy is imported inside them, so that `--help` answers at once.
+
+Data goes to stdout, messages to stderr. With `--json` the last line on stdout is one object.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from batchnlp import __version__
+from batchnlp.errors import BatchnlpError
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+Command = Callable[..., Any]
+
+
+class Group(click.Group):
+    """Errors become one line and an exit code; commands are listed in the order they are used in."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of definition."""
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """A misspelt command is answered with the nearest one."""
+        from batchnlp.types import nearest
+
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            near = nearest(args[0], list(self.commands))
+            hint = f"; did you mean {near}?" if near else "; see batchnlp --help"
+            raise click.UsageError(f"there is no command {args[0]}{hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """The CLI's border: nothing leaves it as a traceback unless BATCHNLP found a bug in itself."""
+        try:
+            return super().invoke(ctx)
+        except BatchnlpError as error:
+            click.echo(f"batchnlp: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+@click.group(cls=Group, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="batchnlp")
+def main() -> None:
+    """Run Hugging Face models over whole corpora, and prove that no document was lost."""
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, last on stdout.")
+set_option = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key of the job, as engine.dtype=float32."
+)
+mode_option = click.option(
+    "--mode", type=click.Choice(["new", "append", "overwrite"]), help="What to do with another job's results in OUT."
+)
+
+
+def _one_off(kind: str, summary: str) -> None:
+    """Define the command of a task: the common keys as flags, all others through --set."""
+
+    @main.command(kind, help=summary)
+    @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+    @click.option("-o", "--output", required=True, metavar="OUT", help="The directory for the results.")
+    @click.option("--model", required=True, metavar="M", help="Hub name, directory, or package:NAME.")
+    @click.option("--revision", help="The hub revision.")
+    @click.option("--text-column", help="The column with the documents; 'text' without it.")
+    @click.option("--id-column", help="The column with their ids; <file>#<row> without it.")
+    @click.option("--keep", help="Columns carried into the results, separated by commas.")
+    @_labels_option(kind)
+    @mode_option
+    @set_option
+    @json_option
+    def command(inputs: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+        from batchnlp.cli.run import one_off
+
+        sys.exit(one_off(kind, inputs, flags, as_json))
+
+
+def _labels_option(kind: str) -> Callable[[Command], Command]:
+    if kind != "zero-shot":
+        return lambda command: command
+    return click.option("--labels", required=True, help="The labels to choose from, separated by commas.")
+
+
+_one_off("classify", "Give each document a label of a fine-tuned classifier.")
+_one_off("zero-shot", "Give each document one of your own labels, without training.")
+_one_off("embed", "Give each document a vector.")
+
+
+@main.command()
+@click.argument("spec")
+@mode_option
+@set_option
+@json_option
+def run(spec: str, mode: str | None, settings: tuple[str, ...], as_json: bool) -> None:
+    """Run the job in the file SPEC; again: resume it."""
+    from batchnlp.cli.run import run_file
+
+    sys.exit(run_file(spec, mode, settings, as_json))
+
+
+@main.command()
+@click.argument("spec")
+@set_option
+@click.option("--full", is_flag=True, help="Look at every document instead of a sample.")
+@click.option("--probe", is_flag=True, help="Load the model, measure for some seconds, and tell the time it will take.")
+@json_option
+def plan(spec: str, settings: tuple[str, ...], full: bool, probe: bool, as_json: bool) -> None:
+    """Tell what the job in SPEC will do and cost; write nothing."""
+    from batchnlp.cli.look import show_plan
+
+    show_plan(spec, settings, full, probe, as_json)
+
+
+@main.command()
+@click.argument("out")
+@json_option
+def status(out: str, as_json: bool) -> None:
+    """Tell how far the run in OUT has come, and what failed why."""
+    from batchnlp.cli.look import show_status
+
+    show_status(out, as_json)
+
+
+@main.command()
+@click.argument("out")
+@json_option
+def verify(out: str, as_json: bool) -> None:
+    """Prove that OUT is complete and undamaged; exit 1 if it is not."""
+    from batchnlp.cli.look import show_verdict
+
+    sys.exit(show_verdict(out, as_json))
+
+
+@main.command()
+@click.argument("out")
+@click.option("-o", "--output", metavar="FILE", help="The file to write, or - for stdout; beside OUT without it.")
+@click.option(
+    "--format", "format_", type=click.Choice(["parquet", "csv", "jsonl"]), help="By the file's name without it."
+)
+@json_option
+def collect(out: str, output: str | None, format_: str | None, as_json: bool) -> None:
+    """Write the results in OUT as one table, in input order."""
+    from batchnlp.cli.look import write_collected
+
+    write_collected(out, output, format_, as_json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""The bodies of the commands that run jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from batchnlp.cli.show import LiveLine, message, print_json, print_summary
+from batchnlp.engine.driver import run_job
+from batchnlp.job.load import build_spec, load_spec
+from batchnlp.job.spec import JobSpec
+
+FLAGS = {
+    "output": "output.path", "model": "task.model", "revision": "task.revision", "text_column": "source.text",
+    "id_column": "source.id", "keep": "source.keep", "labels": "task.labels", "mode": "output.mode",
+}  # fmt: skip
+
+
+def one_off(kind: str, inputs: Sequence[str], flags: Mapping[str, Any], as_json: bool) -> int:
+    """A job from flags alone; the exit code."""
+    tree: dict[str, dict[str, Any]] = {"task": {"kind": kind}, "source": {"path": list(inputs)}, "output": {}}
+    for flag, key in FLAGS.items():
+        if flags.get(flag) is not None:
+            section, _, name = key.partition(".")
+            tree[section][name] = flags[flag]
+    return execute(build_spec(tree, flags["settings"], "the command line"), as_json)
+
+
+def run_file(path: str, mode: str | None, settings: Sequence[str], as_json: bool) -> int:
+    """A job from a file; the exit code."""
+    extra = [f"output.mode={mode}"] if mode else []
+    return execute(load_spec(path, [*settings, *extra]), as_json)
+
+
+def execute(spec: JobSpec, as_json: bool) -> int:
+    """Run, with a live line and a summary on stderr."""
+    message(f"{spec.task.kind} with {spec.task.model} into {spec.output.path}")
+    with LiveLine() as line:
+        result = run_job(spec, line.update)
+    print_summary(result)
+    if as_json:
+        print_json(asdict(result))
+    return result.exit_code

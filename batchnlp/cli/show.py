@@ -1,0 +1,127 @@
+"""What people see: one live line a run, a summary after it, small tables. Messages go to stderr.
+
+Off a terminal the line becomes a plain one, printed ever more rarely, so that a night's log stays readable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from batchnlp.engine.driver import Progress, RunResult
+
+FIRST_PLAIN = 5.0  # seconds until the first plain line; each wait is half as long again, up to
+LAST_PLAIN = 60.0
+
+
+def console(*, stderr: bool = True) -> Console:
+    """A console that honours NO_COLOR and knows whether it is a terminal."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+
+
+def message(text: str) -> None:
+    """One line on stderr."""
+    console().print(Text(text))
+
+
+def print_json(value: Any) -> None:
+    """One object on one line of stdout."""
+    sys.stdout.write(json.dumps(value, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 4.2 s."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: float) -> str:
+    """1.5 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def line_of(p: Progress) -> str:
+    """The live line."""
+    seconds = max(p.seconds, 1e-9)
+    rate = p.rows_now / seconds
+    left = (p.total - p.rows) / rate if rate else 0.0
+    padding = 1 - p.tokens / p.executed if p.executed else 0.0
+    parts = [
+        f"{p.rows:,}/{p.total:,} rows {p.rows / max(p.total, 1):4.0%}", f"{rate:,.0f} docs/s",
+        f"{p.tokens / seconds:,.0f} tokens/s", f"padding {padding:.1%}", f"device busy {min(p.busy / seconds, 1):.0%}",
+        f"dead {p.dead:,}", f"ETA {duration(left)}" if rate else "ETA ?",
+    ]  # fmt: skip
+    return " · ".join(parts + ([p.note] if p.note else []))
+
+
+class LiveLine:
+    """One line that changes on a terminal; plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = console()
+        self._live = Live("starting", console=self._console, transient=True, refresh_per_second=4)
+        self._next, self._wait = FIRST_PLAIN, FIRST_PLAIN
+
+    def __enter__(self) -> LiveLine:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._live.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Draw or print."""
+        if self._live.is_started:
+            self._live.update(Text(line_of(progress), overflow="ellipsis", no_wrap=True))
+        elif progress.seconds >= self._next:
+            self._console.print(Text(line_of(progress)))
+            self._wait = min(self._wait * 1.5, LAST_PLAIN)
+            self._next = progress.seconds + self._wait
+
+
+def print_summary(r: RunResult) -> None:
+    """How the run went, on stderr."""
+    s = r.seconds
+    lines = [f"{r.status}: {r.rows:,} rows = {r.rows - r.dead:,} results + {r.dead:,} dead letters in {r.output}"]
+    if r.message:
+        lines.append(r.message)
+    if r.codes:
+        lines.append("dead letters: " + ", ".join(f"{code} {n:,}" for code, n in sorted(r.codes.items())))
+    if r.shards:
+        took = r.resolved
+        lines += [
+            f"{r.docs_per_second:,.1f} docs/s · {r.tokens_per_second:,.0f} tokens/s · padding {r.padding:.1%} · "
+            f"device busy {r.device_busy:.0%} · {took['replicas']} x {took['device']} · {took['why']}",
+            f"start-up {s['start']:.1f} s · encode {s['encode']:.1f} s · forward {s['forward']:.1f} s · "
+            f"write {s['write']:.1f} s · idle {s['idle']:.1f} s · total {s['total']:.1f} s "
+            "(stages overlap)",
+        ]  # fmt: skip
+    if r.resumed:
+        lines.append(f"{r.resumed} shards were done before, {r.shards} now")
+    for line in lines:
+        message(line)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A small table on stdout."""
+    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row))
+    console(stderr=False).print(table)

@@ -1,0 +1,80 @@
+"""Turns what readers read into `Docs`: the one place where ids are made and failures get their document."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnlp.data.sources.base import Rows
+from batchnlp.types import Docs, Failure, InputFile, Int64, SourceConfig
+
+
+class Piece(NamedTuple):
+    """The selected rows of one segment."""
+
+    at: int  # index of the file
+    file: InputFile
+    start: int  # row of the segment's first row in the file
+    rows: Rows
+    chosen: Int64 | None  # positions of the selected rows; None for all
+
+
+def documents(config: SourceConfig, schema: pa.Schema, pieces: list[Piece]) -> Docs:
+    """All pieces of a shard, one after the other."""
+    tables = [piece.rows.table.select(schema.names) for piece in pieces]
+    chosen = [np.arange(t.num_rows) if p.chosen is None else p.chosen for t, p in zip(tables, pieces, strict=True)]
+    cut = [t if p.chosen is None else t.take(p.chosen) for t, p in zip(tables, pieces, strict=True)]
+    bare = schema.remove_metadata()
+    table = pa.concat_tables([t.cast(bare) for t in cut]) if cut else bare.empty_table()
+    rows = [p.start + c for p, c in zip(pieces, chosen, strict=True)]
+    row = np.concatenate([np.zeros(0, np.int64), *rows])
+    ids = _flat(table.column(config.id)) if config.id else _generated(pieces, row, [len(c) for c in chosen])
+    failures = _failures(pieces, chosen, ids)
+    text = _flat(table.column(config.text))
+    if failures:
+        broken = np.zeros(len(text), bool)
+        broken[[failure.doc for failure in failures]] = True
+        text = pc.if_else(pa.array(broken), pa.scalar(None, text.type), text)
+    return Docs(
+        ids=ids,
+        text=text,
+        keep=table.select(list(dict.fromkeys(config.keep))),
+        file=np.repeat([p.at for p in pieces], [len(c) for c in chosen]).astype(np.int32),
+        row=row,
+        failures=failures,
+    )
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _generated(pieces: list[Piece], row: Int64, counts: list[int]) -> pa.Array:
+    names = pa.array([piece.file.name for piece in pieces], pa.string()).take(np.repeat(range(len(counts)), counts))
+    return pc.binary_join_element_wise(names, pa.array(row).cast(pa.string()), "#")
+
+
+def _failures(pieces: list[Piece], chosen: list[Int64], ids: pa.Array) -> tuple[Failure, ...]:
+    """One failure a document, the first that was found, in the order of the documents."""
+    missing = np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False)) if ids.null_count else np.zeros(0, np.int64)
+    found: list[Failure] = []
+    offset = 0
+    for piece, rows in zip(pieces, chosen, strict=True):
+        reasons = {bad.at: (bad.code, bad.message) for bad in reversed(piece.rows.bad)}
+        for doc in missing[(missing >= offset) & (missing < offset + len(rows))]:
+            reasons.setdefault(int(rows[doc - offset]), ("null_id", "the id is null"))
+        for at in sorted(reasons):
+            position = int(np.searchsorted(rows, at))
+            if position < len(rows) and rows[position] == at:
+                found.append(_failure(piece, at, offset + position, *reasons[at]))
+        offset += len(rows)
+    return tuple(found)
+
+
+def _failure(piece: Piece, at: int, doc: int, code: str, message: str) -> Failure:
+    line = piece.rows.line(at) if piece.rows.line else -1
+    row = piece.start + at
+    return Failure(doc=doc, stage="read", code=code, message=message, file=piece.file.name, row=row, line=line)

@@ -1,0 +1,39 @@
+"""The row filter: a conjunction of comparisons, checked once and then asked table by table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchnlp.data.sources.columns import nulls
+from batchnlp.data.sources.storage import reason
+from batchnlp.errors import SourceError
+from batchnlp.types import Int64
+
+Filter = tuple[tuple[str, str, Any], ...]
+
+POSITION = "__batchnlp_position"
+
+
+def check(filters: Filter, schema: pa.Schema) -> None:
+    """Fails when a comparison makes no sense for its column's type."""
+    for column, operator, value in filters:
+        try:
+            nulls(schema, 0).filter(pq.filters_to_expression([(column, operator, value)]))
+        except (ValueError, TypeError, pa.ArrowException) as error:
+            kind = schema.field(column).type
+            raise SourceError(
+                f"source.filter: {column} {operator} {value!r} does not fit the column's type {kind}: {reason(error)}",
+                f"compare {column} with a value of that type",
+            ) from error
+
+
+def matching(filters: Filter, table: pa.Table, always: Iterable[int]) -> Int64:
+    """Positions of the rows that pass, and of those in `always`, in order."""
+    rows = pa.array(np.arange(table.num_rows, dtype=np.int64))
+    passed = table.append_column(POSITION, rows).filter(pq.filters_to_expression([tuple(part) for part in filters]))
+    return np.union1d(passed.column(POSITION).to_numpy(), np.fromiter(always, np.int64)).astype(np.int64)

@@ -1,0 +1,116 @@
+"""JSON lines: pyarrow reads clean runs; a run with an oddity is read line by line, so that only bad lines fail."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json as pj
+
+from batchnlp.data.sources.base import Bad, Rows
+from batchnlp.data.sources.columns import MISFIT, halve
+from batchnlp.data.sources.infer import infer
+from batchnlp.data.sources.lines import FIRST, NEWLINE, LineReader, find_lines, is_utf8, split_rows
+from batchnlp.data.sources.storage import broken
+from batchnlp.types import InputFile, Segment
+
+TWO_ON_A_LINE = re.compile(rb"\}[ \t\r]*\{")  # which pyarrow would take for two rows
+BLOCK = 4 << 20  # bytes that pyarrow parses at a time
+
+
+class JsonlReader(LineReader):
+    """JSON lines files."""
+
+    def inspect(self, file: InputFile) -> pa.Schema | None:
+        """See `Reader`."""
+        values: dict[str, list[Any]] = {}
+        with broken(file.name), self.store.stream(file) as stream:
+            found = next((records for records in find_lines(stream) if len(records.starts)), None)
+        if found is None:
+            return None
+        start, stop = int(found.starts[0]), int(found.stops[: FIRST + 1][-1])
+        with broken(file.name):
+            raw = self.store.bytes_at(file, start, stop - start)
+        for _, line in split_rows(raw):
+            for name, value in (_object(line)[0] or {}).items():
+                values.setdefault(name, []).append(value)
+        types = {name: infer(column, name == self.config.text) for name, column in values.items()}
+        return pa.schema(list(types.items())) if types else None
+
+    def parse(self, file: InputFile, segment: Segment, raw: bytes, schema: pa.Schema) -> Rows:
+        """See `LineReader`."""
+        table = _fast(raw, segment.stop - segment.start, schema)
+        if table is not None:
+            return Rows(table, (), lambda at: segment.line + 1 + split_rows(raw)[at][0])
+        return self._slow(segment, raw, schema)
+
+    def _slow(self, segment: Segment, raw: bytes, schema: pa.Schema) -> Rows:
+        lines = split_rows(raw)
+        parsed = [_object(line) for _, line in lines]
+        bad = [Bad(at, *problem, judged=False) for at, (_, problem) in enumerate(parsed) if problem]
+        filtered = {column for column, _, _ in self.config.filter}
+        columns: list[pa.ChunkedArray] = []
+        for field in schema:
+            values = [value.get(field.name) if value is not None else None for value, _ in parsed]
+            if field.name == self.config.text:
+                judged = field.name not in filtered
+                problems = [_text_problem(value) for value in values]
+                bad += [Bad(at, *problem, judged) for at, problem in enumerate(problems) if problem]
+                values = [None if problem else value for value, problem in zip(values, problems, strict=True)]
+            column, wrong = _column(values, field.type)
+            message = f"the value of {field.name} is not {field.type}"
+            bad += [Bad(at, "bad_value", message, field.name not in filtered) for at in wrong]
+            columns.append(column)
+        return Rows(pa.table(columns, schema=schema), tuple(bad), lambda at: segment.line + 1 + lines[at][0])
+
+
+def _column(values: list[Any], kind: pa.DataType) -> tuple[pa.ChunkedArray, list[int]]:
+    chunks, wrong = halve(values, lambda part: pa.array(part, kind), kind)
+    return pa.chunked_array(chunks, kind), wrong
+
+
+def _fast(raw: bytes, rows: int, schema: pa.Schema) -> pa.Table | None:
+    """All rows at once; None unless it is certain that they are what the lines say."""
+    if TWO_ON_A_LINE.search(raw) or not is_utf8(raw):
+        return None
+    ends = np.flatnonzero(np.frombuffer(raw, np.uint8) == NEWLINE)
+    longest = int(np.diff(ends, prepend=-1, append=len(raw)).max())
+    try:
+        table = pj.read_json(
+            pa.BufferReader(raw),
+            read_options=pj.ReadOptions(block_size=min(max(BLOCK, longest + 1), len(raw) + 1)),
+            parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+        table = table.select(schema.names).cast(schema)
+        table.validate(full=True)
+    except MISFIT:
+        return None
+    return table if table.num_rows == rows else None
+
+
+def _object(line: bytes) -> tuple[dict[str, Any] | None, tuple[str, str] | None]:
+    """The object on a line, or what is wrong with it as code and message."""
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return None, ("invalid_utf8", "the line is not valid UTF-8")
+    except (ValueError, RecursionError):
+        return None, ("malformed_json", "the line is not valid JSON")
+    if not isinstance(value, dict):
+        return None, ("not_an_object", f"the line holds a JSON {type(value).__name__}, not an object")
+    return value, None
+
+
+def _text_problem(value: object) -> tuple[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return "not_text", f"the text is a JSON {type(value).__name__}, not a string"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return "invalid_unicode", "the text has half of a surrogate pair"
+    return None

@@ -1,0 +1,90 @@
+"""From what the user wrote to the files of the corpus, each once, with the names that ids are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from itertools import takewhile
+
+from batchnlp.data.sources import partitions
+from batchnlp.data.sources.places import Found, find
+from batchnlp.data.sources.storage import is_remote
+from batchnlp.errors import SourceError
+from batchnlp.types import InputFile, SourceConfig
+
+FORMATS = {
+    "parquet": (".parquet", ".pq"),
+    "jsonl": (".jsonl", ".ndjson", ".json"),
+    "csv": (".csv", ".tsv"),
+    "arrow": (".arrow", ".feather", ".ipc"),
+    "text": (".txt", ".text", ".md"),
+}
+LINES = ("jsonl", "csv", "text")
+COMPRESSIONS = {".gz": "gz", ".zst": "zst"}
+
+
+def split_suffix(path: str) -> tuple[str | None, str | None]:
+    """Format and compression by the file's name; no format where it says none."""
+    stem, suffix = os.path.splitext(path.lower())
+    compression = COMPRESSIONS.get(suffix)
+    if compression:
+        suffix = os.path.splitext(stem)[1]
+    found = next((name for name, suffixes in FORMATS.items() if suffix in suffixes), None)
+    return (None, None) if compression and found and found not in LINES else (found, compression)
+
+
+def list_files(config: SourceConfig) -> tuple[InputFile, ...]:
+    """All files of the corpus, in the order of the paths, sorted inside each."""
+    if not config.paths:
+        raise SourceError("source.path is empty", "name a file, a directory, a glob or a URI")
+    if config.format is not None and config.format not in FORMATS:
+        raise SourceError(f"source.format {config.format!r} is unknown", f"one of {', '.join(FORMATS)}")
+    found: dict[str, InputFile] = {}
+    for path in config.paths:
+        for file in _listed(path, config):
+            found.setdefault(file.path, file)
+    return _named(found.values())
+
+
+def _listed(path: str, config: SourceConfig) -> list[InputFile]:
+    place = find(path, config.split)
+    files = [file for entry in place.files if (file := _input(entry, place.format or config.format)) is not None]
+    if files:
+        return files
+    if place.exact:
+        raise SourceError(f"{path}: the name does not say its format", f"set source.format to {' or '.join(FORMATS)}")
+    suffixes = " ".join(suffix for known in FORMATS.values() for suffix in known)
+    raise SourceError(f"{path} holds no readable file", f"known are {suffixes} and .gz .zst; or set source.format")
+
+
+def _input(entry: Found, forced: str | None) -> InputFile | None:
+    by_name, compression = split_suffix(entry.path)
+    form = forced or by_name
+    if form is None:
+        return None
+    if forced and by_name is None and form in LINES:
+        compression = COMPRESSIONS.get(os.path.splitext(entry.path.lower())[1])
+    return InputFile(
+        path=entry.path,
+        name="",
+        size=entry.size,
+        version=entry.version,
+        format=form,
+        compression=compression if form in LINES else None,
+        partitions=partitions.of_path(entry.path),
+    )
+
+
+def _named(files: Iterable[InputFile]) -> tuple[InputFile, ...]:
+    """With names relative to the directory that all have in common."""
+    listed = list(files)
+    parts = [_absolute(file.path).split("/") for file in listed]
+    levels = zip(*(part[:-1] for part in parts), strict=False)
+    common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+    names = ["/".join(part[common:]).lstrip("/") for part in parts]
+    return tuple(dataclasses.replace(file, name=name) for file, name in zip(listed, names, strict=True))
+
+
+def _absolute(path: str) -> str:
+    return path if is_remote(path) else path.replace(os.sep, "/")

@@ -1,0 +1,154 @@
+"""What a single path of the job stands for: a file, a directory, a glob, a URI, or a data set of `datasets`."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from batchnlp.data.sources.storage import filesystem, is_remote, reason, stamp
+from batchnlp.errors import MissingExtraError, SourceError
+from batchnlp.types import nearest
+
+DATASETS = "datasets://"
+
+
+class Found(NamedTuple):
+    """A file that is there."""
+
+    path: str
+    size: int
+    version: str
+
+
+class Place(NamedTuple):
+    """The files that a path stands for."""
+
+    files: list[Found]
+    exact: bool = False  # the path named one file, so leaving it out would be wrong
+    format: str | None = None  # known without a look at the names
+
+
+def find(path: str, split: str | None) -> Place:
+    """What is at `path`."""
+    if path.startswith(DATASETS):
+        return _data_set(path, split)
+    if path.startswith("file://"):
+        return find(path.removeprefix("file://"), split)
+    return _remote(path) if is_remote(path) else _local(path, split)
+
+
+def _local(path: str, split: str | None) -> Place:
+    full = os.path.abspath(os.path.expanduser(path))
+    if os.path.isfile(full):
+        return Place([_stat(full)], exact=True)
+    if os.path.isdir(full):
+        saved = _saved(full, split)
+        return Place(_stats(saved), format="arrow") if saved is not None else Place(_stats(_walk(full)))
+    if glob.has_magic(path):
+        matched = sorted(glob.glob(full, recursive=True))
+        files = [file for match in matched for file in (_walk(match) if os.path.isdir(match) else [match])]
+        if files:
+            return Place(_stats(files))
+        raise SourceError(f"{path} matches no file", "check the pattern; quote it, so that the shell leaves it alone")
+    raise SourceError(f"{path} does not exist", _hint(full))
+
+
+def _hint(full: str) -> str:
+    """The nearest name beside the missing one; higher up when the directory is missing too."""
+    parent, name = os.path.split(full)
+    if not os.path.isdir(parent):
+        return f"there is no directory {parent}"
+    near = nearest(name, sorted(os.listdir(parent)))
+    return f"did you mean {os.path.join(parent, near)}?" if near else f"nothing in {parent} has a name like it"
+
+
+def _walk(top: str) -> list[str]:
+    """Files below `top`, but nothing hidden (`.`) and nothing that is not data by convention (`_`)."""
+    found: list[str] = []
+    for directory, inner, names in os.walk(top):
+        inner[:] = [name for name in inner if not name.startswith(("_", "."))]
+        found += [os.path.join(directory, name) for name in names if not name.startswith(("_", "."))]
+    return sorted(found)
+
+
+def _stats(paths: Iterable[str]) -> list[Found]:
+    return [_stat(path) for path in paths if os.path.isfile(path)]
+
+
+def _stat(path: str) -> Found:
+    state = os.stat(path)
+    return Found(path, state.st_size, str(state.st_mtime_ns))
+
+
+def _saved(directory: str, split: str | None) -> list[str] | None:
+    """The files of a directory that `save_to_disk` wrote; None when it did not."""
+    index = os.path.join(directory, "dataset_dict.json")
+    if os.path.isfile(index):
+        splits = _json(index).get("splits", [])
+        return _saved(os.path.join(directory, _choose(directory, split, splits)), None)
+    state = os.path.join(directory, "state.json")
+    if not os.path.isfile(state) or "_data_files" not in (content := _json(state)):
+        return None
+    return [os.path.join(directory, entry["filename"]) for entry in content["_data_files"]]
+
+
+def _choose(place: str, split: str | None, splits: list[str]) -> str:
+    wanted = split or ("train" if len(splits) != 1 else splits[0])
+    if wanted in splits:
+        return wanted
+    near = nearest(wanted, splits)
+    hint = f"did you mean {near}?" if near else "set source.split"
+    raise SourceError(f"{place} has no split {wanted!r}, only {', '.join(splits)}", hint)
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path} cannot be read: {reason(error)}", "save the data set again") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _remote(uri: str) -> Place:
+    fs, path = filesystem(uri)
+    try:
+        if glob.has_magic(path):
+            details = fs.glob(path, detail=True)
+        elif fs.isdir(path):
+            details = {name: info for name, info in fs.find(path, detail=True).items() if _visible(name, path)}
+        elif fs.exists(path):
+            return Place([_entry(fs, fs.info(path))], exact=True)
+        else:
+            details = {}
+    except OSError as error:
+        raise SourceError(f"{uri} cannot be listed: {reason(error)}", "check address and credentials") from error
+    files = [_entry(fs, details[name]) for name in sorted(details) if details[name].get("type") != "directory"]
+    if not files:
+        raise SourceError(f"{uri} does not exist, or holds no file", "check the address")
+    return Place(files)
+
+
+def _visible(name: str, top: str) -> bool:
+    inner = name[len(top) :] if name.startswith(top) else name
+    return not any(part.startswith(("_", ".")) for part in inner.split("/"))
+
+
+def _entry(fs: Any, info: dict[str, Any]) -> Found:
+    return Found(fs.unstrip_protocol(info["name"]), int(info.get("size") or 0), stamp(info))
+
+
+def _data_set(uri: str, split: str | None) -> Place:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("this needs the package datasets", "pip install datasets") from error
+    name = uri.removeprefix(DATASETS)
+    try:
+        loaded = datasets.load_dataset(name, split=split or "train")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise SourceError(f"{uri} cannot be loaded: {reason(error)}", "check its name, and source.split") from error
+    return Place(_stats(entry["filename"] for entry in loaded.cache_files), format="arrow")

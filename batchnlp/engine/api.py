@@ -1,0 +1,118 @@
+"""The Python door: whole jobs, and single tables for notebooks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnlp import registry
+from batchnlp.backends import device as devices
+from batchnlp.backends.model_files import resolve_model
+from batchnlp.engine.driver import Listener, RunResult, run_job
+from batchnlp.errors import SourceError
+from batchnlp.job.load import build_spec, load_spec
+from batchnlp.job.spec import JobSpec
+from batchnlp.tasks.base import COUNT_FIELDS, Task
+from batchnlp.types import Failure, nearest
+
+Job = JobSpec | Mapping[str, Any] | str | os.PathLike[str]
+
+
+def as_spec(job: Job) -> JobSpec:
+    """A job from a spec, a nested mapping, or the path of a YAML file."""
+    if isinstance(job, JobSpec):
+        return job
+    return build_spec(job) if isinstance(job, Mapping) else load_spec(job)
+
+
+def run(job: Job, listen: Listener = lambda progress: None) -> RunResult:
+    """Run a job, or resume it. `RunResult.exit_code` is 0 when it is done; errors are raised (see `batchnlp.errors`)."""
+    return run_job(as_spec(job), listen)
+
+
+def apply(
+    kind: str, data: Sequence[str | None] | pa.Table | pa.Array, *, model: str, text_column: str = "text",
+    engine: Mapping[str, Any] | None = None, **task: Any,
+) -> pa.Table:  # fmt: skip
+    """Apply a task to texts in memory, in this process: one row for each text, in order.
+
+    A text without a result has nulls and the reason in the column `error`. A table keeps its columns. `task` takes the keys of
+    the spec's task section (`labels`, `on_long`, ...), `engine` those of the engine section.
+    """
+    table = data if isinstance(data, pa.Table) else None
+    texts, failures = _texts(data, text_column)
+    spec = build_spec({
+        "source": {"path": "memory"}, "output": {"path": "memory"}, "engine": dict(engine or {}),
+        "task": {"kind": kind, "model": model, **task},
+    })  # fmt: skip
+    files = resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
+    worker: Task = registry.load(registry.TASKS, kind)(files, spec.task)
+    hardware = devices.probe_hardware()
+    resolved = devices.resolve(spec.engine, files, hardware)
+    backend = registry.load(registry.BACKENDS, resolved.backend)(files, resolved, worker.needs, hardware.cpus)
+    worker.prepare(backend.forward)
+    encoded = worker.encode(texts)
+    raw = backend.forward(encoded.pieces)
+    columns, finite = worker.decode(encoded, raw)
+    reasons = _reasons([*failures, *encoded.failures, *raw.failures], finite)
+    counts = encoded.counts
+    columns += [pa.array(c) for c in (counts.n_tokens, counts.n_tokens_used, counts.n_windows)]
+    columns.append(pa.array(counts.n_tokens_used < counts.n_tokens))
+    bad = pa.array([reason is not None for reason in reasons], pa.bool_())
+    result = table if table is not None else pa.table({"text": texts})
+    for field, column in zip([*worker.fields, *COUNT_FIELDS], columns, strict=True):
+        result = result.append_column(field, _null_where(column.cast(field.type), bad))
+    return result.append_column("error", pa.array(reasons, pa.string()))
+
+
+def _texts(data: Any, column: str) -> tuple[pa.Array, list[Failure]]:
+    if isinstance(data, pa.Table):
+        if column not in data.column_names:
+            near = nearest(column, data.column_names)
+            hint = f"did you mean {near}?" if near else f"there are: {', '.join(data.column_names)}"
+            raise SourceError(f"the table has no column {column!r}", hint)
+        data = data[column]
+    if isinstance(data, pa.Array | pa.ChunkedArray):
+        data = data.cast(pa.large_string())
+        return (data.combine_chunks() if isinstance(data, pa.ChunkedArray) else data), []
+    if isinstance(data, str):
+        raise SourceError("texts is one string", "pass a list of texts")
+    values, failures = list(data), []
+    for i, value in enumerate(values):
+        problem = _problem(value)
+        if problem:
+            failures.append(Failure(i, "read", *problem))
+            values[i] = None
+    return pa.array(values, pa.large_string()), failures
+
+
+def _problem(value: Any) -> tuple[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return "not_text", f"the value is of the type {type(value).__name__}"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "invalid_unicode", "the text has a lone surrogate"
+    return None
+
+
+def _reasons(failures: list[Failure], finite: Any) -> list[str | None]:
+    reasons: list[str | None] = [None] * len(finite)
+    for failure in failures:
+        reasons[failure.doc] = reasons[failure.doc] or f"{failure.code}: {failure.message}"
+    for i in np.flatnonzero(~finite):
+        reasons[i] = reasons[i] or "non_finite: the model answered with NaN or infinity"
+    return reasons
+
+
+def _null_where(column: pa.Array, bad: pa.Array) -> pa.Array:
+    """The column with nulls where a row is bad; through `take`, which works for every type."""
+    good = ~np.asarray(bad)
+    index = pa.array(np.arange(len(column)), pa.int64(), mask=~good)
+    return column.take(index)
