@@ -1,7 +1,7 @@
 """The nouns. Few, frozen, and each field says who fills it.
 
-The data path is columns, not rows: token ids live in one flat array with offsets, text and results in Arrow. There is no
-Python object per document or per token on the hot path; `Failure` is the exception, because failures are few.
+The data path is columns, not rows: token ids live in one flat array with offsets, text and results in Arrow. There is
+no Python object per document or per token on the hot path; `Failure` is the exception, because failures are few.
 
 This file imports numpy and pyarrow and nothing of batchnlp.
 """
@@ -94,8 +94,8 @@ class Failure:
 class Docs:
     """One shard as read: every selected row once, in order, good and bad. Filled by the source's reader.
 
-    `ids`, `text`, `file`, `row` and `keep` have one entry a row. A row that could not be read has a null text and an entry in
-    `failures` (with `doc` set), so that nothing shifts.
+    `ids`, `text`, `file`, `row` and `keep` have one entry a row. A row that could not be read has a null text and an
+    entry in `failures` (with `doc` set), so that nothing shifts.
     """
 
     ids: pa.Array  # the id column in its own type, or generated strings
@@ -113,8 +113,8 @@ class Docs:
 class Pieces:
     """The tokenised shard, as columns. Filled by the task's `encode`.
 
-    A piece is one sequence for the model; a long document is several pieces, a pair task makes several per document too.
-    Token ids include the special tokens.
+    A piece is one sequence for the model; a long document is several pieces, a pair task makes several per document
+    too. Token ids include the special tokens.
     """
 
     ids: Int32  # [tokens] all pieces, one after the other

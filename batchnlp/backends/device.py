@@ -1,4 +1,5 @@
-"""What the machine has, and what follows from it: device, dtype, batch size. torch is imported inside, it takes seconds."""
+"""What the machine has, and what follows from it: device, dtype, batch size. torch is imported inside, it takes
+seconds."""
 
 from __future__ import annotations
 
@@ -66,14 +67,14 @@ def resolve(engine: Any, model: ModelFiles, hardware: Hardware) -> Resolved:
 
 
 def token_bytes(model: ModelFiles, dtype: str) -> int:
-    """Activation memory of one token, roughly: the feed-forward layer's input, middle and output, and the attention's."""
+    """Activation memory of one token, roughly: the inputs, middles and outputs of feed-forward and attention."""
     hidden = int(model.config.get("hidden_size") or model.config.get("dim") or model.config.get("d_model") or 1024)
     middle = int(model.config.get("intermediate_size") or model.config.get("hidden_dim") or 4 * hidden)
     return (2 * middle + 8 * hidden) * (2 if dtype == "bfloat16" else 4)
 
 
 def gpu_tokens(model: ModelFiles, dtype: str, memory: int) -> int:
-    """A power of two that fills a quarter of the memory at most; what does not fit all the same is halved when it shows."""
+    """A power of two that fills a quarter of the memory at most; what does not fit is halved when it shows."""
     tokens = min(memory // 4 // token_bytes(model, dtype), MAX_GPU_TOKENS)
     return int(1 << max(int(tokens).bit_length() - 1, 10))
 

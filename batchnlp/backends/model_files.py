@@ -1,7 +1,8 @@
 """A model on disk, checked before anything is started. No torch here: config and tokenizer are JSON.
 
-Refused: no config or tokenizer, weights only as pickles (loading one can run anything), and repositories that bring code
-(`auto_map`, `.py` files, a nested `trust_remote_code`), because `trust_remote_code=False` alone does not cover them all.
+Refused: no config or tokenizer, weights only as pickles (loading one can run anything), and repositories that bring
+code (`auto_map`, `.py` files, a nested `trust_remote_code`), because `trust_remote_code=False` alone does not cover
+them all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Encoders on torch: pieces in, logits or pooled vectors out, in padded batches sorted by length.
 
-Batches that fail are halved, whatever the reason: when memory runs out the size that did not fit is remembered and not tried
-again; any other error ends at the one document that causes it, which becomes a dead letter.
+Batches that fail are halved, whatever the reason: when memory runs out the size that did not fit is remembered and not
+tried again; any other error ends at the one document that causes it, which becomes a dead letter.
 
 Shapes: B rows of a batch, L padded length, H hidden size.
 """
@@ -51,7 +51,7 @@ class TorchEncoder:
         """One Raw for each Pieces, in order."""
         return map(self.forward, stream)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed by mypy
     def forward(self, pieces: Pieces) -> Raw:
         """All pieces of a shard."""
         lengths, began, executed, tokens = pieces.lengths, perf_counter(), 0, 0
@@ -192,7 +192,7 @@ def _dense(path: str, module: dict[str, Any]) -> torch.nn.Module:
 
 
 def load_model(model: ModelFiles, dtype: torch.dtype, kind: str) -> Any:
-    """The model, from safetensors and with no code of the repository; ModelError where a weight of the head is missing."""
+    """The model, from safetensors and without code of the repository; ModelError where weights are missing."""
     from transformers import AutoModel, AutoModelForSequenceClassification
     from transformers.utils import logging
 

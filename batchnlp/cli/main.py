@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """The CLI's border: nothing leaves it as a traceback unless BATCHNLP found a bug in itself."""
+        """The CLI's border: nothing but a bug of ours leaves it as a traceback."""
         try:
             return super().invoke(ctx)
         except BatchnlpError as error:
@@ -48,6 +49,11 @@ class Group(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:  # noqa: BLE001 - the CLI's border: what nobody foresaw is told whole, with its own exit code
+            click.echo(f"{traceback.format_exc()}batchnlp: this is a bug; what is committed is safe", err=True)
+            ctx.exit(BatchnlpError.exit_code)
 
 
 @click.group(cls=Group, context_settings=CONTEXT)

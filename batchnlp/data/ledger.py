@@ -53,7 +53,7 @@ class Ledger:
         schema = base64.b64encode(plan.schema.serialize().to_pybytes()).decode()
         tree = {
             "format": FORMAT, "fingerprint": plan.fingerprint, "facts": facts, "resolved": asdict(resolved),
-            "files": [astuple(f) for f in plan.files], "schema": schema, "rows": plan.rows,
+            "files": [asdict(f) for f in plan.files], "schema": schema, "rows": plan.rows,
             "shards": [[astuple(s) for s in shard.segments] for shard in plan.shards], **about,
         }  # fmt: skip
         self.store.create(f"{self.control}/plan.json", json.dumps(tree).encode())
@@ -70,7 +70,7 @@ class Ledger:
             raise OutputError(f"{self.store.root} has no plan for run {self.run}", "run the job first")
         if tree["format"] != FORMAT:
             raise OutputError(f"{self.store.root} was written by another version of batchnlp", "use a new output.path")
-        files = tuple(InputFile(*f[:-1], partitions=tuple(map(tuple, f[-1]))) for f in tree["files"])
+        files = tuple(_input_file(f) for f in tree["files"])
         shards = tuple(Shard(i, tuple(Segment(*s) for s in row)) for i, row in enumerate(tree["shards"]))
         schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(tree["schema"])))
         return Plan(tree["fingerprint"], files, shards, schema), Resolved(**tree["resolved"])
@@ -121,16 +121,16 @@ class Ledger:
             self.store.publish(f"{folder}/{file.name}", file.name)
 
     def recover(self, shards: Iterable[Shard], invocation: str) -> dict[int, Part]:
-        """After a crash: publish every commit again, adopt finished attempts that were not committed, sweep the rest."""
+        """After a crash: publish all commits again, adopt finished attempts that have none, sweep the rest."""
         by_index = {shard.index: shard for shard in shards}
         done = self.commits()
         for part in done.values():
             self.publish(part)
         for name in self.store.names(f"{self.control}/staging"):
-            part = self._finished(name)
-            if part is not None and part.shard in by_index and part.shard not in done:
-                if self.commit(part, by_index[part.shard], invocation):
-                    done[part.shard] = part
+            found = self._finished(name)
+            if found is not None and found.shard in by_index and found.shard not in done:
+                if self.commit(found, by_index[found.shard], invocation):
+                    done[found.shard] = found
             else:
                 self.store.remove(f"{self.control}/staging/{name}")
         return done
@@ -210,6 +210,10 @@ def open_ledgers(root: str) -> list[Ledger]:
         what = "is no directory" if not os.path.isdir(root) else "holds no run of batchnlp"
         raise OutputError(f"{root} {what}", "give the output.path of a job")
     return found
+
+
+def _input_file(tree: dict[str, Any]) -> InputFile:
+    return InputFile(**{**tree, "partitions": tuple((key, value) for key, value in tree["partitions"])})
 
 
 def _remove_empty(store: LocalStore, folder: str) -> None:

@@ -1,9 +1,9 @@
 """One run at a time in one output, and nobody locked out by the dead.
 
-On the same host the holder is dead when its process is: pid, start time and boot id no longer match. Then the lock is taken
-over at once, under `flock`, so that of two takers one wins. From another host no process can be seen; the holder
-counts up every `BEAT` seconds, and who does not count for three beats, on the watcher's own monotonic clock, is dead. Clocks
-are never compared.
+On the same host the holder is dead when its process is: pid, start time and boot id no longer match. Then the lock is
+taken over at once, under `flock`, so that of two takers one wins. From another host no process can be seen; the holder
+counts up every `BEAT` seconds, and who does not count for three beats, on the watcher's own monotonic clock, is dead.
+Clocks are never compared.
 
 This is courtesy, so that two runs do not do the same work. Safety comes from exclusive commits.
 """
@@ -55,7 +55,7 @@ class Holder:
         """Whether the holder, which is `here`, still runs."""
         try:
             process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) < 0.05 and process.status() != psutil.STATUS_ZOMBIE
+            return bool(abs(process.create_time() - self.started) < 0.05 and process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
 

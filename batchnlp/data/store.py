@@ -1,8 +1,8 @@
 """Where the ledger and the results live: a few operations with the guarantees the commit protocol stands on.
 
-`create` is exclusive: of several writers one wins, and a reader never sees half a file. On a local file system that is a
-temporary file, fsync, and `os.link`, which fails when the name exists (a rename would overwrite in silence). An object store
-does the same with `If-None-Match: *`; it gets a class of its own beside this one.
+`create` is exclusive: of several writers one wins, and a reader never sees half a file. On a local file system that is
+a temporary file, fsync, and `os.link`, which fails when the name exists (a rename would overwrite in silence). An
+object store does the same with `If-None-Match: *`; it gets a class of its own beside this one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Prove a finished output, from the files alone: no model, no torch.
 
-For every shard and for the whole run: rows in = results + dead letters, by count and by a hash over the ids; every file is
-there with its size and checksum; the manifest says the same as the commits; generated ids are unique.
+For every shard and for the whole run: rows in = results + dead letters, by count and by a hash over the ids; every
+file is there with its size and checksum; the manifest says the same as the commits; generated ids are unique.
 """
 
 from __future__ import annotations

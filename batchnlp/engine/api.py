@@ -30,7 +30,7 @@ def as_spec(job: Job) -> JobSpec:
 
 
 def run(job: Job, listen: Listener = lambda progress: None) -> RunResult:
-    """Run a job, or resume it. `RunResult.exit_code` is 0 when it is done; errors are raised (see `batchnlp.errors`)."""
+    """Run a job, or resume it. `exit_code` is 0 when it is done; errors are raised (see `batchnlp.errors`)."""
     return run_job(as_spec(job), listen)
 
 
@@ -40,8 +40,8 @@ def apply(
 ) -> pa.Table:  # fmt: skip
     """Apply a task to texts in memory, in this process: one row for each text, in order.
 
-    A text without a result has nulls and the reason in the column `error`. A table keeps its columns. `task` takes the keys of
-    the spec's task section (`labels`, `on_long`, ...), `engine` those of the engine section.
+    A text without a result has nulls and the reason in the column `error`. A table keeps its columns. `task` takes the
+    keys of the spec's task section (`labels`, `on_long`, ...), `engine` those of the engine section.
     """
     table = data if isinstance(data, pa.Table) else None
     texts, failures = _texts(data, text_column)

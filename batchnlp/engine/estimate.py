@@ -1,7 +1,7 @@
 """What a job will cost, before it costs anything: from a sample of the corpus, or all of it.
 
-Lengths, duplicates, truncation and padding come from tokenising a sample; memory from the sizes in config.json; the time left
-only from a measurement (`--probe` runs some batches), because any other figure would be invented.
+Lengths, duplicates, truncation and padding come from tokenising a sample; memory from the sizes in config.json; the
+time left only from a measurement (`--probe` runs some batches), because any other figure would be invented.
 """
 
 from __future__ import annotations

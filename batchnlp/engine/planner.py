@@ -100,4 +100,4 @@ def make_plan(prepared: Prepared, replicas: int) -> Plan:
 
 def _row_bytes(schema: pa.Schema) -> int:
     """Bytes of the fixed-size results of a row."""
-    return 64 + sum(f.type.list_size * 4 for f in schema if pa.types.is_fixed_size_list(f.type))
+    return 64 + sum(int(f.type.list_size) * 4 for f in schema if pa.types.is_fixed_size_list(f.type))

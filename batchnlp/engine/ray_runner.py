@@ -1,7 +1,7 @@
 """Run the worker in Ray actors, one a replica. The only module that imports ray.
 
-A queue actor leases shards; replicas pull from it and stream their parts back; this process, the driver, is told when one
-dies. Then its leases return to the queue and a fresh actor takes its place (a restarted one may stay unreachable).
+A queue actor leases shards; replicas pull from it and stream their parts back; this process, the driver, is told when
+one dies. Then its leases return to the queue and a fresh actor takes its place (a restarted one may stay unreachable).
 Results never travel through Ray: workers write files, and a Part is a few hundred bytes.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when ray is imported, not when it starts
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, TaskCancelledError
@@ -50,7 +51,9 @@ class Replica:
 
     def work(self, leases: Any) -> Iterator[Part]:
         """Parts until the queue is empty."""
-        yield from filter(None, self.load().run(lambda: ray.get(leases.lease.remote(self._name))))
+        for part in self.load().run(lambda: ray.get(leases.lease.remote(self._name))):
+            if part is not None:
+                yield part
 
     def progress(self) -> dict[str, float]:
         """The worker's counters."""
@@ -201,7 +204,6 @@ def start_ray(address: str | None) -> None:
                 f"no Ray cluster at {address}: {reason}", "check engine.address; ray status helps"
             ) from None
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE, _node_ip_address="127.0.0.1", **quiet)
 
 

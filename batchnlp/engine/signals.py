@@ -1,7 +1,7 @@
 """Signals: the first asks for an end, the second ends.
 
-Handlers only set a flag. One that raised would come up inside a blocking call of Ray, up to a minute later. Install after
-Ray, which replaces SIGTERM's handler.
+Handlers only set a flag. One that raised would come up inside a blocking call of Ray, up to a minute later. Install
+after Ray, which replaces SIGTERM's handler.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Names that do not depend on when or where a job runs.
 
-`recipe` covers everything that changes results except the inputs; `fingerprint` adds the inputs and the selection of rows
-and columns. Two commands with the same fingerprint would write the same rows, so the second one resumes the first.
+`recipe` covers everything that changes results except the inputs; `fingerprint` adds the inputs and the selection of
+rows and columns. Two commands with the same fingerprint would write the same rows, so the second one resumes the first.
 """
 
 from __future__ import annotations

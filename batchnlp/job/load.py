@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text; `where` names it in errors."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise SpecError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
@@ -84,7 +84,7 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
-    """`BATCHNLP_ENGINE__DTYPE=float32` is `engine.dtype`; a single word such as `BATCHNLP_JOB` a key of the top level."""
+    """`BATCHNLP_ENGINE__DTYPE=float32` is `engine.dtype`; `BATCHNLP_JOB` is `job`."""
     found = []
     for name in sorted(n for n in environ if n.startswith(ENV_PREFIX) and n not in ENV_OTHER):
         dotted = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")

@@ -1,7 +1,7 @@
 """The job: what a user writes, validated, and nothing else.
 
-One model a section. Field descriptions are the reference: `jobs/schema.json` and the README are made from them. What the
-program can know by itself is `auto`; what it made of that is written into the plan, not back into the spec.
+One model a section. Field descriptions are the reference: `jobs/schema.json` and the README are made from them. What
+the program can know by itself is `auto`; what it made of that is written into the plan, not back into the spec.
 """
 
 from __future__ import annotations

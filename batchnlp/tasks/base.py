@@ -30,7 +30,8 @@ COUNT_FIELDS = [
 class Vectorise(Protocol):
     """A backend as a task may use it while it is set up: pooled states for some pieces."""
 
-    def __call__(self, pieces: Pieces) -> Raw: ...
+    def __call__(self, pieces: Pieces) -> Raw:
+        """One row of values a piece."""
 
 
 class Task(Protocol):

@@ -1,7 +1,7 @@
 """classify: a label for each document, from any AutoModelForSequenceClassification.
 
-Softmax or sigmoid as the model's `problem_type` says. A long document is the mean of its windows' probabilities, weighted by
-the tokens each window owns: probabilities, because logits of different windows are not on one scale.
+Softmax or sigmoid as the model's `problem_type` says. A long document is the mean of its windows' probabilities,
+weighted by the tokens each window owns: probabilities, because logits of different windows are not on one scale.
 """
 
 from __future__ import annotations

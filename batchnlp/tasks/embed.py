@@ -1,8 +1,8 @@
 """embed: a vector for each document.
 
 Pooling, maximum length, dense layers and normalisation are the model's own, read from its sentence-transformers files
-(mean pooling where there are none). A long document is the token-weighted mean of its windows' vectors, taken before the
-normalisation, which with mean pooling is the mean over all its tokens.
+(mean pooling where there are none). A long document is the token-weighted mean of its windows' vectors, taken before
+the normalisation, which with mean pooling is the mean over all its tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchnlp.tasks.base import TextTask, merge
+from batchnlp.tasks.labels import finite_rows
 from batchnlp.types import Encoded, Float32, ModelFiles, Raw
 
 
@@ -60,6 +61,6 @@ class Embed(TextTask):
     def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
         """Vectors as a fixed-size list."""
         vectors = self.vectors(encoded, raw)
-        finite = np.isfinite(vectors).all(axis=1)
+        finite = finite_rows(vectors)
         flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
         return [pa.FixedSizeListArray.from_arrays(flat, self._size)], finite

@@ -32,7 +32,7 @@ class LabelColumns:
 
     def columns(self, scores: Float32) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
         """(one array a field, rows whose scores are all finite)."""
-        finite = np.isfinite(scores).all(axis=1)
+        finite = finite_rows(scores)
         safe = np.where(finite[:, None], scores, -np.inf)
         best = safe.argmax(axis=1)
         columns = [_names(self.names, best), pa.array(safe[np.arange(len(best)), best], pa.float32())]
@@ -48,6 +48,11 @@ class LabelColumns:
         chosen = np.take_along_axis(scores, order, axis=1) >= self.threshold
         starts = np.r_[0, np.cumsum(chosen.sum(axis=1))].astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(starts), _names(self.names, order[chosen]))
+
+
+def finite_rows(values: Float32) -> npt.NDArray[np.bool_]:
+    """[rows] whether all values of a row are finite."""
+    return np.asarray(np.isfinite(values).all(axis=1), np.bool_)
 
 
 def _names(names: list[str], index: npt.NDArray[np.intp]) -> pa.Array:

@@ -2,9 +2,11 @@
 
 Two ways, chosen by what the model is:
 
-- by entailment, when it is an NLI head: every window is paired with every label's sentence, and a label's score is how much
+- by entailment, when it is an NLI head: every window is paired with every label's sentence, and a label's score is how
+much
   the text entails it. Exact, but a forward pass a label. Scores sum to one, or stand alone with `multi_label`.
-- by similarity, with any embedding model: documents and label texts become vectors, a label's score is the cosine of the
+- by similarity, with any embedding model: documents and label texts become vectors, a label's score is the cosine of
+the
   two. One forward pass a document, however many labels. The score is a similarity in [-1, 1], not a probability.
 """
 

@@ -3,8 +3,8 @@
 Truncation and special tokens are left to us, not to the tokenizer, because then one pass tells both how many tokens a
 document has and what becomes of them. What the tokenizer would have added around a sequence is learnt from a probe.
 
-Sizes: an Encoding of the Rust tokenizer weighs some 100 bytes a token, four token ids 16. So texts go through in blocks of
-about a megabyte, and only the flat ids are kept.
+Sizes: an Encoding of the Rust tokenizer weighs some 100 bytes a token, four token ids 16. So texts go through in
+blocks of about a megabyte, and only the flat ids are kept.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def ranges(starts: Int64, lengths: Int64) -> Int64:
     """The positions `starts[i] ... starts[i] + lengths[i] - 1` of all runs, one after the other."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    run: Int64 = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    return run
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,8 @@ class Windows:
 
 
 def cut(tokens: Tokens, room: Int64 | int, *, window: bool) -> Windows:
-    """Cut every text into runs of at most `room` tokens (one number, or one a text); without `window` only the first run.
+    """Cut every text into runs of at most `room` tokens (one number, or one a text); without `window` only the first
+    run.
 
     Windows do not overlap: each token is seen once, and owned by the window that saw it.
     """

@@ -88,7 +88,7 @@ class Reader(Protocol):
     columnar: bool  # single columns can be read cheaply
 
     def inspect(self, file: InputFile) -> pa.Schema | None:
-        """The columns of a file and their types; None when the file has no rows to learn them from."""
+        """The columns of a file and their types; None without rows, no columns when no row is readable."""
 
     def scan(self, index: int, file: InputFile, limits: Limits) -> Iterator[Run]:
         """All rows of the file once and in order, as runs."""

@@ -17,8 +17,9 @@ from batchnlp.data.sources.base import Bad, Rows
 from batchnlp.data.sources.columns import fit, halve
 from batchnlp.data.sources.infer import infer_strings, parse
 from batchnlp.data.sources.lines import BOM, FIRST, LineReader, Records, is_utf8
-from batchnlp.data.sources.storage import broken
-from batchnlp.types import InputFile, Segment
+from batchnlp.data.sources.storage import Store, broken
+from batchnlp.errors import CorruptError, SourceError
+from batchnlp.types import InputFile, Segment, SourceConfig
 
 LONE_RETURN = re.compile(rb"\r(?!\n)")  # a line end for pyarrow, but not for us
 TOGETHER = 8192  # records that the scan hands on at a time
@@ -87,6 +88,10 @@ def find_records(stream: IO[bytes] | pa.NativeFile, delimiter: str) -> Iterator[
 class CsvReader(LineReader):
     """CSV files with a header. Columns are integers, numbers, booleans or strings."""
 
+    def __init__(self, store: Store, config: SourceConfig) -> None:
+        super().__init__(store, config)
+        self._headers: dict[InputFile, list[str]] = {}
+
     def inspect(self, file: InputFile) -> pa.Schema | None:
         """See `Reader`."""
         with broken(file.name), self.store.stream(file) as stream:
@@ -94,7 +99,7 @@ class CsvReader(LineReader):
             header = next(records, None)
             if header is None:
                 return None
-            names = _names(header)
+            names = self._headers[file] = _names(file, header)
             first = [record.fields for record, _ in zip(records, range(FIRST), strict=False) if record.fields]
         rows = [row for row in first if len(row) == len(names)]
         columns = [[row[at].decode("utf-8", "replace") for row in rows] for at in range(len(names))]
@@ -131,9 +136,10 @@ class CsvReader(LineReader):
         return Rows(pa.table(columns, schema=schema), tuple(bad), lambda at: segment.line + 1 + _line(raw, file, at))
 
     def _header(self, file: InputFile) -> list[str]:
-        with broken(file.name), self.store.stream(file) as stream:
-            header = next(find_records(stream, _delimiter(file)), None)
-        return _names(header) if header else []
+        if file not in self._headers:
+            with broken(file.name, CorruptError), self.store.stream(file) as stream:
+                self._headers[file] = _names(file, next(find_records(stream, _delimiter(file))))
+        return self._headers[file]
 
     def _type(self, name: str, values: list[str]) -> pa.DataType:
         return pa.string() if name == self.config.text else infer_strings(values, name == self.config.id)
@@ -143,8 +149,10 @@ def _delimiter(file: InputFile) -> str:
     return "\t" if ".tsv" in file.name.lower()[-8:] else ","
 
 
-def _names(header: Record) -> list[str]:
-    return [field.decode("utf-8", "replace") for field in header.fields or []]
+def _names(file: InputFile, header: Record) -> list[str]:
+    if header.fields is None:
+        raise SourceError(f"{file.name}: its header cannot be read: {header.problem}", "check source.format")
+    return [field.decode("utf-8", "replace") for field in header.fields]
 
 
 def _line(raw: bytes, file: InputFile, at: int) -> int:

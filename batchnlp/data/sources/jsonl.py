@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json as pj
 
+from batchnlp.data.sources import base
 from batchnlp.data.sources.base import Bad, Rows
 from batchnlp.data.sources.columns import MISFIT, halve
 from batchnlp.data.sources.infer import infer
-from batchnlp.data.sources.lines import FIRST, NEWLINE, LineReader, find_lines, is_utf8, split_rows
+from batchnlp.data.sources.lines import FIRST, NEWLINE, LineReader, Records, find_lines, is_utf8, split_rows
 from batchnlp.data.sources.storage import broken
 from batchnlp.types import InputFile, Segment
 
@@ -28,17 +29,17 @@ class JsonlReader(LineReader):
         """See `Reader`."""
         values: dict[str, list[Any]] = {}
         with broken(file.name), self.store.stream(file) as stream:
-            found = next((records for records in find_lines(stream) if len(records.starts)), None)
+            found = next((some for block in find_lines(stream) if (some := _loadable(block)) is not None), None)
         if found is None:
             return None
-        start, stop = int(found.starts[0]), int(found.stops[: FIRST + 1][-1])
+        start, stop = int(found.starts[0]), int(found.stops[:FIRST][-1])
         with broken(file.name):
             raw = self.store.bytes_at(file, start, stop - start)
         for _, line in split_rows(raw):
             for name, value in (_object(line)[0] or {}).items():
                 values.setdefault(name, []).append(value)
         types = {name: infer(column, name == self.config.text) for name, column in values.items()}
-        return pa.schema(list(types.items())) if types else None
+        return pa.schema(list(types.items()))
 
     def parse(self, file: InputFile, segment: Segment, raw: bytes, schema: pa.Schema) -> Rows:
         """See `LineReader`."""
@@ -65,6 +66,12 @@ class JsonlReader(LineReader):
             bad += [Bad(at, "bad_value", message, field.name not in filtered) for at in wrong]
             columns.append(column)
         return Rows(pa.table(columns, schema=schema), tuple(bad), lambda at: segment.line + 1 + lines[at][0])
+
+
+def _loadable(block: Records) -> Records | None:
+    """The lines of a block less the first one if it is huge; others cannot be, as they begin in the block too."""
+    skip = 1 if len(block.starts) and block.stops[0] - block.starts[0] > base.MAX_RECORD else 0
+    return Records(*(part[skip:] for part in block)) if len(block.starts) > skip else None
 
 
 def _column(values: list[Any], kind: pa.DataType) -> tuple[pa.ChunkedArray, list[int]]:

@@ -27,13 +27,14 @@ def agree(
     """
     with ThreadPoolExecutor(THREADS) as pool:
         schemas = list(pool.map(inspect, files))
-    if all(schema is None for schema in schemas) and any(file.size for file in files):
-        raise SourceError(f"no row of {files[0].name} can be read", "check source.format")
+    unreadable = next((file for file, schema in zip(files, schemas, strict=True) if schema is not None), None)
+    if unreadable and not any(schema is not None and len(schema) for schema in schemas):
+        raise SourceError(f"{unreadable.name}: none of the first rows can be read", "check source.format")
     keys = partitions.types(files)
     kept = tuple(_own_columns_first(file, schema) for file, schema in zip(files, schemas, strict=True))
     found: dict[str, tuple[pa.DataType, InputFile]] = {}
     for file, schema in zip(kept, schemas, strict=True):
-        if schema is not None:
+        if schema is not None and len(schema):
             _add(config, file, schema, keys, found)
     selected = [pa.field(name, _final(config, name, found)) for name in _columns(config)]
     extra = [pa.field(name, _final(config, name, found)) for name in _filter_columns(config)]

@@ -16,7 +16,7 @@ from batchnlp.data.sources.listing import list_files
 from batchnlp.data.sources.schema import agree, wanted
 from batchnlp.data.sources.shards import pack
 from batchnlp.data.sources.storage import Store
-from batchnlp.errors import CorruptError
+from batchnlp.errors import CorruptError, SourceError
 from batchnlp.types import Docs, InputFile, Int64, Segment, Shard, SourceConfig
 
 SPOTS = (16, 64)  # places that a sample comes from, at least and at most
@@ -133,7 +133,10 @@ class Source:
             schema = pa.schema([field for field in schema if field.name in asked])
         if not len(partitions.without(schema, file)):
             return segment.stop - segment.start
-        chosen = self._chosen(self._rows(segment, schema))
+        try:
+            chosen = self._chosen(self._rows(segment, schema))
+        except CorruptError as error:
+            raise SourceError(error.message, error.hint) from error  # nothing has been started yet
         return segment.stop - segment.start if chosen is None else len(chosen)
 
     def _piece(self, segment: Segment) -> Piece:

@@ -6,6 +6,9 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from threading import Lock
 from typing import Any
 
 import fsspec.core
@@ -40,7 +43,10 @@ def filesystem(uri: str) -> tuple[Any, str]:
 
 def stamp(info: dict[str, Any]) -> str:
     """What changes in a remote file's listing when its content does."""
-    return next((str(info[key]) for key in STAMPS if info.get(key)), "")
+    value = next((info[key] for key in STAMPS if info.get(key)), "")
+    return str(
+        value.timestamp() if isinstance(value, datetime) else value
+    )  # some listings say it one way, some another
 
 
 def reason(error: BaseException) -> str:
@@ -59,11 +65,22 @@ def broken(what: str, kind: type[BatchnlpError] = SourceError) -> Iterator[None]
         raise kind(f"{what} cannot be read: {reason(error)}", "create the file again, or leave it out") from error
 
 
+@dataclass(slots=True)
+class _Held:
+    """A compressed stream, kept so that the next range does not begin at the start again."""
+
+    file: InputFile
+    stream: pa.NativeFile
+    at: int
+
+
 class Store:
     """Opens the files of a corpus. With a spool directory, decompressed copies are used where they are there."""
 
     def __init__(self, spool: str | None = None) -> None:
         self.spool = spool
+        self._held: _Held | None = None
+        self._lock = Lock()
 
     def check(self, file: InputFile) -> None:
         """Fails when `file` is not the one that was planned with."""
@@ -102,10 +119,16 @@ class Store:
             with plain:
                 plain.seek(offset)
                 return bytes(plain.read(length))
-        with self.stream(file) as stream:
-            while offset > 0 and (skipped := len(stream.read(min(offset, BLOCK)))):
-                offset -= skipped
-            return bytes(stream.read(length))
+        with self._lock:  # files are inspected in threads
+            held, self._held = self._held, None
+        if held is None or held.file != file or held.at > offset:
+            held = _Held(file, self.stream(file), 0)
+        while held.at < offset and (skipped := held.stream.read(min(offset - held.at, BLOCK))):
+            held.at += len(skipped)
+        raw = bytes(held.stream.read(length))
+        held.at += len(raw)
+        self._held = held
+        return raw
 
     def decompress(self, file: InputFile) -> None:
         """Puts a decompressed copy into the spool, once and atomically."""

@@ -1,0 +1,42 @@
+# `make demo` and `make test` do all their set-up by themselves; they need Python 3.11 or newer and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+OUT := results/quickstart
+
+.PHONY: help demo test check schema clean
+
+help: ## show this
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# A stamp each, so that a second call installs nothing.
+.venv/base: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "batchnlp needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) -e '.[demo]'
+	touch $@
+
+.venv/test: .venv/base
+	$(PIP) -e '.[test]'
+	touch $@
+
+demo: .venv/base ## classify Python's documentation by topic, without a model hub
+	@$(BIN)/python -m batchnlp run jobs/quickstart.yaml
+	@$(BIN)/python -m batchnlp collect $(OUT) -o $(OUT).csv
+	@echo; echo "The first rows of $(OUT).csv:"; head -n 6 $(OUT).csv | cut -c 1-150
+	@echo; echo "Worth typing next:"
+	@echo "  $(BIN)/batchnlp verify $(OUT)                     # prove that nothing is missing or damaged"
+	@echo "  $(BIN)/batchnlp run jobs/quickstart.yaml                   # again: it knows that all is done"
+	@echo "  $(BIN)/batchnlp plan jobs/quickstart.yaml --probe          # what a job will cost, before it costs anything"
+
+test: .venv/test ## lint, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+schema: .venv/base ## write jobs/schema.json anew
+	$(BIN)/python -m batchnlp.job.schema > jobs/schema.json
+
+clean: ## remove the environment and all results
+	rm -rf .venv results

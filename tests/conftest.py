@@ -1,0 +1,90 @@
+"""What many tests share: an environment without a hub, tiny models, a small corpus."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+CACHE = tempfile.mkdtemp(prefix="batchnlp-tests-")
+for name in [n for n in os.environ if n.startswith("BATCHNLP_")] + ["TOKENIZERS_PARALLELISM"]:
+    os.environ.pop(name, None)
+os.environ |= {"BATCHNLP_CACHE": CACHE, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+
+import pyarrow as pa  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+import pytest  # noqa: E402
+
+TOPICS = ("games", "science", "web")
+
+
+def pytest_sessionfinish() -> None:
+    """Remove the cache of weight hashes."""
+    import shutil
+
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's models are saved."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def classifier(models: Path) -> str:
+    """Single-label, three topics."""
+    import tiny
+
+    return tiny.save_classifier(models / "classifier", TOPICS)
+
+
+@pytest.fixture(scope="session")
+def multi_label(models: Path) -> str:
+    """Multi-label by its `problem_type`."""
+    import tiny
+
+    labels = ("a", "b", "c", "d")
+    return tiny.save_classifier(models / "multi", labels, problem_type="multi_label_classification")
+
+
+@pytest.fixture(scope="session")
+def nli(models: Path) -> str:
+    """An NLI head, the usual order."""
+    import tiny
+
+    return tiny.save_classifier(models / "nli", ("contradiction", "neutral", "entailment"))
+
+
+@pytest.fixture(scope="session")
+def encoder(models: Path) -> str:
+    """A sentence encoder: mean pooling, unit length."""
+    import tiny
+
+    return tiny.save_encoder(models / "encoder", normalize=True)
+
+
+Corpus = Callable[..., Path]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """Writes texts into Parquet files of ten rows with the columns doc_id, text, lang; returns their directory."""
+    import tiny
+
+    def write(texts: list[str | None] | None = None, name: str = "corpus") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        values = tiny.texts(25) if texts is None else texts
+        ids = [f"doc-{i:03}" for i in range(len(values))]
+        langs = [("en", "de", None)[i % 3] for i in range(len(values))]
+        for start in range(0, len(values), 10):
+            rows = slice(start, start + 10)
+            table = pa.table({
+                "doc_id": ids[rows], "text": pa.array(values[rows], pa.string()), "lang": pa.array(langs[rows], pa.string()),
+            })  # fmt: skip
+            pq.write_table(table, folder / f"{start // 10:02}.parquet")
+        return folder
+
+    return write

@@ -1,0 +1,199 @@
+"""What a path may be, what files are called, and what is said when there is nothing to read."""
+
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import datasets
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from batchnlp.data.sources import Source
+from batchnlp.errors import CorruptError, MissingExtraError, SourceError
+from batchnlp.types import SourceConfig
+
+
+def config(*paths: Path | str, text: str = "text", **more: object) -> SourceConfig:
+    return SourceConfig(tuple(str(path) for path in paths), text, **more)  # type: ignore[arg-type]
+
+
+def put(path: Path, *texts: str, **columns: list[object]) -> Path:
+    """A file whose format is that of its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"text": pa.array(texts, pa.string()), **columns}), path)
+    elif path.suffix == ".csv":
+        path.write_text("text\n" + "\n".join(texts))
+    else:
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def contents(source: Source) -> list[str]:
+    return [text for shard in source.shards(None, 100, 10**6) for text in source.read(shard).text.to_pylist()]
+
+
+def names(source: Source) -> list[str]:
+    return [file.name for file in source.files]
+
+
+def test_a_directory_is_read_recursively_in_order(tmp_path: Path) -> None:
+    for name in (
+        "b/2.jsonl",
+        "b/1.csv",
+        "a.parquet",
+        "_batchnlp/x.jsonl",
+        ".git/x.jsonl",
+        "_x.jsonl",
+        ".x.jsonl",
+        "x.bin",
+    ):
+        put(tmp_path / name, name)
+    source = Source.open(config(tmp_path))
+    assert names(source) == ["a.parquet", "b/1.csv", "b/2.jsonl"]
+    assert contents(source) == names(source)
+    assert [file.format for file in source.files] == ["parquet", "csv", "jsonl"]
+
+
+def test_globs_and_files_count_once(tmp_path: Path) -> None:
+    for name in ("a/1.jsonl", "a/b/2.jsonl", "c/3.jsonl", "c/4.csv"):
+        put(tmp_path / name, name)
+    assert names(Source.open(config(tmp_path / "**/*.jsonl"))) == ["a/1.jsonl", "a/b/2.jsonl", "c/3.jsonl"]
+    assert names(Source.open(config(tmp_path / "c/?.jsonl"))) == ["3.jsonl"]
+    assert names(Source.open(config(tmp_path / "[ab]"))) == ["1.jsonl", "b/2.jsonl"]
+    twice = Source.open(
+        config(tmp_path / "c" / "4.csv", tmp_path / "c/*", tmp_path / "a", f"{tmp_path}/a/../a/*.jsonl")
+    )
+    assert names(twice) == ["c/4.csv", "c/3.jsonl", "a/1.jsonl", "a/b/2.jsonl"]
+
+
+def test_the_format_can_be_forced(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text('{"text": "x"}\n')
+    assert contents(Source.open(config(tmp_path / "data", format="jsonl"))) == ["x"]
+    with pytest.raises(SourceError, match=r"data: the name does not say its format \(set source\.format"):
+        Source.open(config(tmp_path / "data"))
+    with pytest.raises(SourceError, match=r"'xml' is unknown"):
+        Source.open(config(tmp_path / "data", format="xml"))
+
+
+def test_uris(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/a.jsonl", b'{"text": "one"}\n')
+    memory.pipe("/corpus/b/c.jsonl", b'{"text": "two"}\n')
+    with memory.open("/corpus/d.parquet", "wb") as out:
+        pq.write_table(pa.table({"text": ["three"]}), out)
+    source = Source.open(config("memory://corpus"))
+    assert names(source) == ["a.jsonl", "b/c.jsonl", "d.parquet"]
+    assert contents(source) == ["one", "two", "three"]
+    assert names(Source.open(config("memory://corpus/*.jsonl"))) == ["a.jsonl"]
+    put(tmp_path / "x.jsonl", "four")
+    mixed = Source.open(config("memory://corpus/b/c.jsonl", f"file://{tmp_path}/x.jsonl"))
+    assert contents(mixed) == ["two", "four"]
+    assert len(set(names(mixed))) == 2
+    shards = source.shards(None, 100, 1000)
+    memory.pipe("/corpus/a.jsonl", b'{"text": "changed"}\n')
+    with pytest.raises(CorruptError, match=r"a\.jsonl changed since the plan"):
+        source.read(shards[0])
+    with pytest.raises(SourceError, match="memory://nothing does not exist"):
+        Source.open(config("memory://nothing"))
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingExtraError, match=r"s3fs \(pip install 'batchnlp\[s3\]'\)"):
+        Source.open(config("s3://bucket/a.parquet"))
+
+
+def test_data_sets_saved_to_disk(tmp_path: Path) -> None:
+    one = datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(30)], "n": list(range(30))})
+    one.save_to_disk(tmp_path / "one", num_shards=2)
+    source = Source.open(config(tmp_path / "one", keep=("n",)))
+    assert contents(source) == one["text"][:]
+    assert names(source) == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
+    datasets.DatasetDict({"train": one, "test": one.select(range(3))}).save_to_disk(tmp_path / "two")
+    assert len(contents(Source.open(config(tmp_path / "two")))) == 30
+    assert contents(Source.open(config(tmp_path / "two", split="test"))) == ["t0", "t1", "t2"]
+    with pytest.raises(SourceError, match=r"no split 'tset', only train, test \(did you mean test\?\)"):
+        Source.open(config(tmp_path / "two", split="tset"))
+    datasets.DatasetDict({"dev": one}).save_to_disk(tmp_path / "three")
+    assert len(contents(Source.open(config(tmp_path / "three")))) == 30
+
+
+def test_data_sets_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(tmp_path / "cache")
+    asked = []
+
+    def load(name: str, split: str) -> object:
+        asked.append((name, split))
+        if name != "org/name":
+            raise ValueError("no such data set")
+        return types.SimpleNamespace(cache_files=[{"filename": str(next((tmp_path / "cache").glob("*.arrow")))}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert contents(Source.open(config("datasets://org/name"))) == ["one", "two"]
+    Source.open(config("datasets://org/name", split="test"))
+    assert asked == [("org/name", "train"), ("org/name", "test")]
+    with pytest.raises(SourceError, match="datasets://org/none cannot be loaded: no such data set"):
+        Source.open(config("datasets://org/none"))
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    put(tmp_path / "corpus.jsonl", "x")
+    (tmp_path / "empty").mkdir()
+    cases = {
+        "corpsu.jsonl": r"corpsu\.jsonl does not exist \(did you mean .*/corpus\.jsonl\?\)$",
+        "zzz": r"zzz does not exist \(nothing in .* has a name like it\)$",
+        "no/such": r"such does not exist \(there is no directory .*/no\)$",
+        "empty": r"empty holds no readable file \(known are \.parquet",
+        "*.csv": r"\*\.csv matches no file \(check the pattern",
+    }
+    for name, message in cases.items():
+        with pytest.raises(SourceError, match=message) as caught:
+            Source.open(config(tmp_path / name))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(SourceError, match=r"source\.path is empty"):
+        Source.open(config())
+
+
+def test_hive_partitions(tmp_path: Path) -> None:
+    places = [
+        "lang=de/year=2023/month=01",
+        "lang=a%2Fb/year=-1/month=12",
+        "lang=__HIVE_DEFAULT_PARTITION__/year=2024/month=02",
+    ]
+    for i, place in enumerate(places):
+        put(tmp_path / place / "a.jsonl", str(i))
+    source = Source.open(config(tmp_path, keep=("lang", "year", "month"), filter=(("year", ">", 0),)))
+    assert [str(source.schema.field(name).type) for name in ("lang", "year", "month")] == ["string", "int64", "string"]
+    (shard,) = source.shards(None, 100, 1000)
+    docs = source.read(shard)
+    rows = {(r["lang"], r["year"], r["month"]) for r in docs.keep.to_pylist()}
+    assert rows == {("de", 2023, "01"), (None, 2024, "02")}
+    everything = Source.open(config(tmp_path, keep=("lang",)))
+    assert "a/b" in everything.read(everything.shards(None, 100, 1000)[0]).keep.column("lang").to_pylist()
+    with pytest.raises(SourceError, match=r"year == '2023' does not fit the column's type int64"):
+        Source.open(config(tmp_path, filter=(("year", "==", "2023"),)))
+
+
+def test_a_column_in_the_file_goes_before_its_partition(tmp_path: Path) -> None:
+    put(tmp_path / "lang=xx" / "a.parquet", "t", lang=["de"])
+    put(tmp_path / "lang=fr" / "b.jsonl", "u")
+    source = Source.open(config(tmp_path, keep=("lang",)))
+    docs = source.read(source.shards(None, 100, 1000)[0])
+    assert sorted(docs.keep.column("lang").to_pylist()) == ["de", "fr"]
+
+
+def test_a_file_that_changed_or_went_is_noticed(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.parquet", "x")
+    source = Source.open(config(path))
+    (shard,) = source.shards(None, 100, 1000)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(CorruptError, match=r"a\.parquet changed since the plan"):
+        source.read(shard)
+    path.unlink()
+    with pytest.raises(CorruptError, match=r"a\.parquet is gone since the plan"):
+        source.read(shard)
