@@ -206,6 +206,7 @@ def test_exactly_the_bad_csv_records_fail(records: list[str | bytes], rows: int 
     raw = [b'1,"%s"' % r.replace('"', '""').encode() if isinstance(r, str) else r for r in records]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(delimited, "FIRST", 1)  # so that the types come from the good record
+        patch.setattr(delimited, "TOGETHER", 3)
         Path(folder, "a.csv").write_bytes(b"\xef\xbb\xbfn,text\r\n" + b"\r\n".join(raw))
         source = Source.open(config(Path(folder, "a.csv"), keep=("n",)))
         docs = read_all(source, source.shards(rows, 8, 100))

@@ -333,7 +333,7 @@ def test_odd_documents_keep_their_rows_and_say_why(kind: str, classifier: str, e
 
 
 def test_a_megabyte_is_one_row(encoder: str) -> None:
-    words = 60_000
+    words = 110_000
     got = apply("embed", ["short", "network interfaces " * (words // 2), "also short"], encoder)
     assert got["n_tokens"].to_pylist() == [1, words, 2]
     assert got["n_windows"].to_pylist() == [1, -(-words // ROOM), 1]

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -100,7 +101,7 @@ class CsvReader(LineReader):
             if header is None:
                 return None
             names = self._headers[file] = _names(file, header)
-            first = [record.fields for record, _ in zip(records, range(FIRST), strict=False) if record.fields]
+            first = [record.fields for record in islice(records, FIRST) if record.fields]
         rows = [row for row in first if len(row) == len(names)]
         columns = [[row[at].decode("utf-8", "replace") for row in rows] for at in range(len(names))]
         return pa.schema([(name, self._type(name, column)) for name, column in zip(names, columns, strict=True)])
@@ -160,7 +161,7 @@ def _line(raw: bytes, file: InputFile, at: int) -> int:
 
 
 def _blocks(found: Iterator[Record]) -> Iterator[Records]:
-    while block := [record[:3] for record, _ in zip(found, range(TOGETHER), strict=False)]:
+    while block := [record[:3] for record in islice(found, TOGETHER)]:
         yield Records(*np.array(block, np.int64).T)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.json as pj
+import pyarrow.types as pt
 
 from batchnlp.data.sources import base
 from batchnlp.data.sources.base import Bad, Rows
@@ -75,7 +76,12 @@ def _loadable(block: Records) -> Records | None:
 
 
 def _column(values: list[Any], kind: pa.DataType) -> tuple[pa.ChunkedArray, list[int]]:
-    chunks, wrong = halve(values, lambda part: pa.array(part, kind), kind)
+    def convert(part: list[Any]) -> pa.Array:
+        if pt.is_floating(kind):  # as pyarrow reads it: rounded, not refused
+            part = [float(value) if type(value) is int else value for value in part]
+        return pa.array(part, kind)
+
+    chunks, wrong = halve(values, convert, kind)
     return pa.chunked_array(chunks, kind), wrong
 
 

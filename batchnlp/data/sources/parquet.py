@@ -40,8 +40,13 @@ class ParquetReader(ColumnarReader):
         parquet = self._open(file)
         borders = _borders(parquet.metadata)
         first = group_of(borders, row)
-        groups = list(range(first, parquet.metadata.num_row_groups))
-        batches = parquet.iter_batches(batch_size=BATCH, row_groups=groups, columns=list(columns))
+        groups = range(first, parquet.metadata.num_row_groups)
+        # One group at a time: a batch over two groups would lose the sound one to the damage of the other.
+        batches = (
+            batch
+            for group in groups
+            for batch in parquet.iter_batches(batch_size=BATCH, row_groups=[group], columns=list(columns))
+        )
         return Cursor(file, columns, borders, first, batches)
 
     def _open(self, file: InputFile) -> pq.ParquetFile:

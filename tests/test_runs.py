@@ -1,0 +1,224 @@
+"""Whole runs: killed, interrupted, resumed, on one replica and on several, inline and on Ray. Real processes, real signals.
+
+Nothing here sleeps to be right: a test waits until it sees so many commits, or a line of output, and then strikes. A run that
+is to be struck has two hundred shards, each of which costs some fsyncs, so that it cannot be over before the blow lands.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+
+import batchnlp
+from batchnlp.data.collect import tables
+from batchnlp.data.ledger import open_ledgers
+from batchnlp.data.verify import verify
+
+ROWS = 1000
+PER_SHARD = 5
+DEADLINE = 120  # seconds after which a wait is a failure
+
+
+@pytest.fixture(scope="module")
+def docs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thousand documents in one row group, three of them without text."""
+    texts: list[str | None] = list(tiny.texts(ROWS))
+    texts[7], texts[500], texts[999] = None, "", "   "
+    path = tmp_path_factory.mktemp("docs") / "docs.parquet"
+    pq.write_table(pa.table({"doc_id": [f"d{i}" for i in range(ROWS)], "text": texts}), path)
+    return path
+
+
+def job(docs: Path, out: Path, model: str, runner: str = "inline", **engine: Any) -> dict[str, Any]:
+    """A classification in shards of five rows."""
+    return {
+        "source": {"path": str(docs), "id": "doc_id", "rows_per_shard": PER_SHARD},
+        "task": {"kind": "classify", "model": model, "scores": True},
+        "engine": {"runner": runner, "dtype": "float32", "device": "cpu", **engine},
+        "output": {"path": str(out)},
+    }
+
+
+def table(out: Path) -> pa.Table:
+    """All results in input order."""
+    return pa.concat_tables(tables(str(out))).replace_schema_metadata(None)
+
+
+def assert_equal(a: pa.Table, b: pa.Table) -> None:
+    """Same ids, order, schema and labels; numbers to 1e-5."""
+    assert a.schema == b.schema
+    for name in ("id", "label", "n_tokens", "n_windows", "truncated"):
+        assert a[name].to_pylist() == b[name].to_pylist(), name
+    assert a["score"].to_pylist() == pytest.approx(b["score"].to_pylist(), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(docs: Path, classifier: str, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """What an inline run gives that nobody touches."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    result = batchnlp.run(job(docs, out, classifier))
+    assert (result.status, result.rows, result.dead, result.shards) == ("done", ROWS, 3, ROWS // PER_SHARD)
+    assert result.codes == {"null_text": 1, "empty_text": 1, "blank_text": 1}
+    return table(out)
+
+
+def start(tmp_path: Path, spec: dict[str, Any]) -> subprocess.Popen[str]:
+    """The job in a process of its own."""
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "batchnlp", "run", str(file), "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_commits(out: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Until so many shards are committed."""
+    limit = time.monotonic() + DEADLINE
+    while len(list(out.glob("_batchnlp/*/commits/*.json"))) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit, "no commits"
+        time.sleep(0.01)
+
+
+def commits(out: Path) -> dict[int, str]:
+    """Shard and attempt of every commit."""
+    return {shard: part.attempt for ledger in open_ledgers(str(out)) for shard, part in ledger.commits().items()}
+
+
+def assert_resumes(spec: dict[str, Any], out: Path, undisturbed: pa.Table) -> None:
+    """The same command completes the run without touching what is committed."""
+    before = commits(out)
+    assert 0 < len(before) < ROWS // PER_SHARD
+    result = batchnlp.run(spec)
+    after = commits(out)
+    assert (result.status, result.rows, result.dead) == ("done", ROWS, 3)
+    assert {shard: after[shard] for shard in before} == before
+    # Attempts that were finished but not committed are adopted; everything else runs exactly once.
+    assert result.resumed >= len(before)
+    assert result.resumed + result.shards == ROWS // PER_SHARD
+    assert verify(str(out)).problems == []
+    assert_equal(table(out), undisturbed)
+    assert batchnlp.run(spec).shards == 0
+
+
+def test_sigkill_of_the_driver_inline(docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
+    spec = job(docs, out := tmp_path / "out", classifier)
+    process = start(tmp_path, spec)
+    wait_for_commits(out, 3, process)
+    process.kill()
+    process.communicate()
+    assert_resumes(spec, out, undisturbed)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_first_signal_drains(
+    number: signal.Signals, code: int, docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table
+) -> None:
+    spec = job(docs, out := tmp_path / "out", classifier)
+    process = start(tmp_path, spec)
+    wait_for_commits(out, 2, process)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=DEADLINE)
+    assert process.returncode == code, stderr
+    assert "finishing what is under way" in stderr
+    last = json.loads(stdout.splitlines()[-1])
+    assert last["status"] == "stopped"
+    assert last["rows"] == len(commits(out)) * PER_SHARD
+    assert_resumes(spec, out, undisturbed)
+
+
+@pytest.fixture
+def ray_cluster() -> Iterator[Any]:
+    """Two nodes of one CPU each, on this machine, and this process connected to them."""
+    import batchnlp.engine.ray_runner  # noqa: F401 - its settings must come before ray's own import
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    try:
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def test_ray_and_two_replicas_equal_inline(docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
+    """One local Ray, two replicas; and the same command again has nothing to do, so starts no Ray."""
+    spec = job(docs, out := tmp_path / "out", classifier, "ray", replicas=2)
+    process = start(tmp_path, spec)
+    stdout, stderr = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, stderr
+    last = json.loads(stdout.splitlines()[-1])
+    assert (last["status"], last["rows"], last["dead"]) == ("done", ROWS, 3)
+    assert verify(str(out)).problems == []
+    assert_equal(table(out), undisturbed)
+    assert batchnlp.run(spec).message == "all is done already"
+
+
+def test_sigkill_of_the_driver_on_ray(docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
+    """Its workers may write on for seconds: zombies, which must not disturb the run that resumes."""
+    spec = job(docs, out := tmp_path / "out", classifier, "ray", replicas=2)
+    process = start(tmp_path, spec)
+    wait_for_commits(out, 3, process)
+    process.kill()
+    process.communicate()
+    assert_resumes({**spec, "engine": {**spec["engine"], "runner": "inline"}}, out, undisturbed)
+
+
+def test_sigkill_of_a_replica(docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
+    """The run goes on by itself: leases return, a fresh replica takes over, nothing is committed twice."""
+    spec = job(docs, out := tmp_path / "out", classifier, "ray", replicas=2)
+    process = start(tmp_path, spec)
+    wait_for_commits(out, 3, process)
+    victim = replicas_of(process.pid)[0]
+    victim.kill()
+    stdout, stderr = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, stderr
+    last = json.loads(stdout.splitlines()[-1])
+    assert (last["status"], last["shards"], last["resumed"]) == ("done", ROWS // PER_SHARD, 0)
+    assert verify(str(out)).problems == []
+    assert_equal(table(out), undisturbed)
+
+
+def replicas_of(driver: int) -> list[psutil.Process]:
+    """The Ray workers of a driver that run a replica."""
+    found = []
+    for child in psutil.Process(driver).children(recursive=True):
+        title = " ".join(child.cmdline())
+        if title.startswith("ray::Replica"):
+            found.append(child)
+    assert found, "no replica is running"
+    return found
+
+
+def test_two_nodes(ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
+    """`engine.address` joins an existing cluster; a replica on each of its nodes."""
+    spec = job(docs, out := tmp_path / "out", classifier, "ray", replicas=2, address=ray_cluster.address)
+    result = batchnlp.run(spec)
+    assert (result.status, result.rows, result.dead) == ("done", ROWS, 3)
+    assert_equal(table(out), undisturbed)
+
+
+def test_a_second_run_is_locked_out(docs: Path, classifier: str, tmp_path: Path) -> None:
+    spec = job(docs, out := tmp_path / "out", classifier)
+    process = start(tmp_path, spec)
+    wait_for_commits(out, 1, process)
+    second = start(tmp_path, spec)
+    _, stderr = second.communicate(timeout=DEADLINE)
+    process.kill()
+    process.communicate()
+    assert second.returncode == 75
+    assert f"in use by process {process.pid}" in stderr
