@@ -181,7 +181,10 @@ def test_a_model_that_always_fails_ends_the_run(classifier: str) -> None:
     def broken(ids: torch.Tensor) -> None:
         raise RuntimeError("device lost")
 
-    with hooked(encoder, broken), pytest.raises(BackendError, match="fails on every document: RuntimeError: device lost"):
+    with (
+        hooked(encoder, broken),
+        pytest.raises(BackendError, match="fails on every document: RuntimeError: device lost"),
+    ):
         encoder.forward(encoded.pieces)
 
 

@@ -141,9 +141,10 @@ def test_first_signal_drains(
 @pytest.fixture
 def ray_cluster() -> Iterator[Any]:
     """Two nodes of one CPU each, on this machine, and this process connected to them."""
-    import batchnlp.engine.ray_runner  # noqa: F401 - its settings must come before ray's own import
     import ray
     from ray.cluster_utils import Cluster
+
+    import batchnlp.engine.ray_runner  # noqa: F401 - its settings must come before ray's own import
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     cluster.add_node(num_cpus=1)
@@ -222,3 +223,23 @@ def test_a_second_run_is_locked_out(docs: Path, classifier: str, tmp_path: Path)
     process.communicate()
     assert second.returncode == 75
     assert f"in use by process {process.pid}" in stderr
+
+
+def test_second_signal_leaves_at_once(docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
+    """With one shard of thirty thousand rows under way, which the first signal would wait for."""
+    many = tmp_path / "many.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(docs, columns=["text"])] * 30), many)
+    spec = job(many, out := tmp_path / "out", classifier)
+    spec["source"] = {"path": str(many), "rows_per_shard": 30 * ROWS}
+    process = start(tmp_path, spec)
+    assert process.stderr is not None
+    while "docs/s" not in (line := process.stderr.readline()):
+        assert line, "ended before its first line of progress"
+    process.send_signal(signal.SIGINT)
+    while "finishing" not in (line := process.stderr.readline()):
+        assert line, "ended without a word"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert not list(out.glob("part-*"))
+    assert not (out / "_SUCCESS").exists()

@@ -93,7 +93,7 @@ class TorchEncoder:
         message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         code = "device_oom" if memory else "forward_error"
         failures.append(Failure(int(pieces.doc[batch.index[0]]), "forward", code, message))
-        if not self._worked and len(failures) >= HOPELESS:
+        if not self._worked and len({failure.doc for failure in failures}) >= HOPELESS:
             raise BackendError(f"the model fails on every document: {message}") from error
 
     def _one(self, pieces: Pieces, batch: Batch, lengths: Any) -> Tensor:

@@ -1,0 +1,451 @@
+"""The command line as a contract: what exists, what it says, how it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from click.testing import CliRunner, Result
+
+from batchnlp.cli.main import main
+
+README = Path(__file__).parents[1] / "README.md"
+Corpus = Callable[..., Path]
+ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--output", "--revision", "--set",
+           "--text-column"]  # fmt: skip
+FLAGS = {
+    "classify": ONE_OFF,
+    "zero-shot": sorted([*ONE_OFF, "--labels"]),
+    "embed": ONE_OFF,
+    "run": ["--help", "--json", "--mode", "--set"],
+    "plan": ["--full", "--help", "--json", "--probe", "--set"],
+    "status": ["--help", "--json"],
+    "verify": ["--help", "--json"],
+    "collect": ["--format", "--help", "--json", "--output"],
+}
+KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
+        "seconds"}  # fmt: skip
+STAGES = {"start", "encode", "forward", "write", "idle", "total"}
+QUICK = ["--set", "engine.runner=inline", "--set", "engine.dtype=float32", "--set", "engine.device=cpu"]
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="batchnlp")
+
+
+def classify(corpus: Path, out: Path, model: str, *more: object) -> Result:
+    return invoke("classify", corpus, "-o", out, "--model", model, "--id-column", "doc_id", *QUICK, *more)
+
+
+def last_json(result: Result) -> dict[str, Any]:
+    tree = json.loads(result.stdout.splitlines()[-1])
+    assert isinstance(tree, dict)
+    return tree
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    result = invoke("collect", out, "-o", "-", "--format", "jsonl")
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def options(command: click.Command) -> list[str]:
+    context = click.Context(command)
+    return sorted(o for p in command.get_params(context) for o in p.opts if o.startswith("--"))
+
+
+# --- what there is
+
+
+def test_commands_and_flags_are_frozen() -> None:
+    """Scripts rely on them: who changes one changes this list, on purpose."""
+    assert {name: options(command) for name, command in main.commands.items()} == FLAGS
+    shorts = {o for c in main.commands.values() for p in c.params for o in p.opts if re.fullmatch("-[a-zA-Z]", o)}
+    assert shorts == {"-o"}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_command_and_option_has_help(name: str) -> None:
+    command = main.commands[name]
+    assert command.help
+    assert command.get_short_help_str(200).endswith((".", "it is not"))
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts[0]} has no help"
+    result = invoke(name, "--help")
+    assert result.exit_code == 0
+    assert all(flag in result.stdout for flag in FLAGS[name])
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_command_and_option_is_in_the_readme(name: str) -> None:
+    text = README.read_text(encoding="utf-8")
+    assert re.search(rf"^#+ .*\b{re.escape(name)}\b", text, re.MULTILINE), f"README.md has no section for {name}"
+    assert f"batchnlp {name} " in text, f"README.md shows no call of {name}"
+    missing = [flag for flag in FLAGS[name] if flag != "--help" and flag not in text]
+    assert not missing, f"README.md says nothing of {missing}"
+
+
+def test_help_lists_the_commands_in_order_of_use() -> None:
+    result = invoke("--help")
+    at = [result.stdout.index(f"\n  {name} ") for name in FLAGS]
+    assert at == sorted(at)
+
+
+# --- light
+
+
+def loaded_after(*args: object) -> tuple[int, set[str]]:
+    """(exit code, top-level modules) of a fresh process that ran the command."""
+    code = (
+        "import sys\nfrom batchnlp.cli.main import main\ncode = 0\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit as error:\n    code = error.code\n"
+        "sys.stderr.write('\\n' + ' '.join({m.partition('.')[0] for m in sys.modules}))\nsys.exit(code)"
+    )
+    command = [sys.executable, "-c", code, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=README.parent, check=False)
+    return done.returncode, set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["classify", "--help"], ["--version"]], ids="_".join)
+def test_help_loads_nothing_heavy(args: list[str]) -> None:
+    code, modules = loaded_after(*args)
+    assert code == 0
+    assert not modules & {"torch", "transformers", "tokenizers", "ray", "pyarrow", "datasets", "numpy", "pydantic"}
+
+
+def test_looking_at_an_output_loads_no_model_libraries(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    assert classify(corpus(), out, classifier).exit_code == 0
+    for args in (["status", out], ["verify", out], ["collect", out, "-o", tmp_path / "all.csv"]):
+        code, modules = loaded_after(*args)
+        assert code == 0
+        assert not modules & {"torch", "transformers", "tokenizers", "ray"}, args
+
+
+def test_python_m_and_the_module_are_the_same() -> None:
+    command = [sys.executable, "-m", "batchnlp", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=README.parent, check=True)
+    assert done.stdout.startswith("batchnlp, version ")
+
+
+# --- a run
+
+
+def test_a_run_ends_with_one_json_object(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    result = classify(corpus(), out, classifier, "--json", "--keep", "lang")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) == 1, "data on stdout, messages on stderr"
+    tree = last_json(result)
+    assert tree.keys() >= KEYS
+    assert tree["seconds"].keys() >= STAGES
+    assert (tree["status"], tree["rows"], tree["dead"], tree["output"]) == ("done", 25, 0, str(out))
+    assert 0 <= tree["padding"] < 1
+    assert 0 <= tree["device_busy"] <= 1
+    assert (out / "_SUCCESS").is_file()
+    assert all(path.name.startswith("part-") for path in out.glob("*.parquet"))
+    rows = rows_of(out)
+    assert [row["id"] for row in rows] == [f"doc-{i:03}" for i in range(25)]
+    expected = ["id", "lang", "label", "score", "n_tokens", "n_tokens_used", "n_windows", "truncated"]
+    assert list(rows[0]) == expected
+    assert [row["lang"] for row in rows[:3]] == ["en", "de", None]
+
+
+def test_the_same_command_again_does_nothing_and_says_so(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out, source = tmp_path / "out", corpus()
+    first = last_json(classify(source, out, classifier, "--json"))
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
+    again = classify(source, out, classifier, "--json")
+    assert again.exit_code == 0
+    assert "all is done already" in again.stderr
+    tree = last_json(again)
+    assert tree["run"] == first["run"]
+    assert (tree["rows"], tree["shards"], tree["resumed"]) == (25, 0, first["shards"])
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
+
+
+def test_a_job_file_is_the_one_off(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    source, spec = corpus(), tmp_path / "job.yaml"
+    spec.write_text(json.dumps({
+        "source": {"path": str(source), "id": "doc_id"}, "task": {"kind": "classify", "model": classifier},
+        "engine": {"runner": "inline", "dtype": "float32", "device": "cpu"}, "output": {"path": str(tmp_path / "a")},
+    }))  # fmt: skip
+    from_file = invoke("run", spec, "--json")
+    assert from_file.exit_code == 0, from_file.output
+    one_off = classify(source, tmp_path / "b", classifier, "--json")
+    assert last_json(from_file)["run"] == last_json(one_off)["run"]
+    assert rows_of(tmp_path / "a") == rows_of(tmp_path / "b")
+
+
+def test_a_run_that_lost_a_commit_is_completed(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out, source = tmp_path / "out", corpus()
+    shards = ["--set", "source.rows_per_shard=10"]
+    tree = last_json(classify(source, out, classifier, "--json", *shards))
+    assert tree["shards"] == 3
+    want = rows_of(out)
+    control = next((out / "_batchnlp").glob("*/commits")).parent
+    (control / "commits" / "00001.json").unlink()
+    (control / "manifest.json").unlink()
+    (out / "_SUCCESS").unlink()
+    next(out.glob("part-00001-*")).unlink()
+    assert last_json(invoke("status", out, "--json"))["shards_done"] == 2
+    assert invoke("verify", out).exit_code == 1
+    again = last_json(classify(source, out, classifier, "--json", *shards))
+    assert (again["status"], again["resumed"], again["shards"]) == ("done", 2, 1)
+    assert rows_of(out) == want
+    assert invoke("verify", out).exit_code == 0
+
+
+def test_partitions_and_the_input_order(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    result = classify(corpus(), out, classifier, "--keep", "lang", "--set", "output.partition_by=lang")
+    assert result.exit_code == 0, result.output
+    folders = {p.name for p in out.iterdir() if "=" in p.name}
+    assert folders == {"lang=en", "lang=de", "lang=__HIVE_DEFAULT_PARTITION__"}
+    assert [row["id"] for row in rows_of(out)] == [f"doc-{i:03}" for i in range(25)]
+
+
+def test_generated_ids_name_file_and_row(tmp_path: Path, corpus: Corpus, encoder: str) -> None:
+    out = tmp_path / "out"
+    result = invoke("embed", corpus(), "-o", out, "--model", encoder, *QUICK)
+    assert result.exit_code == 0, result.output
+    rows = rows_of(out)
+    assert [row["id"] for row in rows[9:12]] == ["00.parquet#9", "01.parquet#0", "01.parquet#1"]
+    assert len(rows[0]["embedding"]) == tiny.HIDDEN
+
+
+def test_zero_shot_with_labels(tmp_path: Path, corpus: Corpus, nli: str) -> None:
+    out = tmp_path / "out"
+    result = invoke("zero-shot", corpus(), "-o", out, "--model", nli, "--labels", "games, science", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert {row["label"] for row in rows_of(out)} <= {"games", "science"}
+
+
+# --- dead letters
+
+BAD = [*tiny.texts(7), None, "", "   "]
+
+
+def test_over_max_failed_is_exit_1_without_success(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    result = classify(corpus(BAD), out, classifier, "--json", "--set", "limits.max_failed=20%")
+    assert result.exit_code == 1
+    tree = last_json(result)
+    assert (tree["status"], tree["rows"], tree["dead"]) == ("failed", 10, 3)
+    assert tree["codes"] == {"blank_text": 1, "empty_text": 1, "null_text": 1}
+    assert "3 dead letters, 2 allowed by limits.max_failed 20%" in result.stderr
+    assert not (out / "_SUCCESS").exists()
+    assert list((out / "_batchnlp").glob("*/manifest.json"))
+    status = last_json(invoke("status", out, "--json"))
+    assert (status["status"], status["ok"], status["dead"]) == ("failed", 7, 3)
+    assert len(rows_of(out)) == 7
+    letters = [row for path in out.glob("_batchnlp/*/dead/*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert [(row["id"], row["code"], row["row"], row["file"]) for row in letters] == [
+        ("doc-007", "null_text", 7, "00.parquet"),
+        ("doc-008", "empty_text", 8, "00.parquet"),
+        ("doc-009", "blank_text", 9, "00.parquet"),
+    ]
+    assert invoke("verify", out).exit_code == 0, "failed documents are accounted for"
+
+
+def test_within_max_failed_is_done(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    result = classify(corpus(BAD), tmp_path / "out", classifier, "--set", "limits.max_failed=3")
+    assert result.exit_code == 0
+    assert "dead letters: blank_text 1, empty_text 1, null_text 1" in result.stderr
+    assert (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_the_limit_is_judged_anew_each_time(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out, source = tmp_path / "out", corpus(BAD)
+    for limit, code in (("50%", 0), ("0", 1), ("50%", 0)):
+        assert classify(source, out, classifier, "--set", f"limits.max_failed={limit}").exit_code == code
+        assert (out / "_SUCCESS").exists() == (code == 0), f"max_failed={limit}"
+
+
+# --- another job in the same place
+
+
+def test_another_job_is_refused_and_told_what_changed(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out, source = tmp_path / "out", corpus()
+    classify(source, out, classifier)
+    before = sorted(out.rglob("*"))
+    result = classify(source, out, classifier, "--set", "task.on_long=truncate")
+    assert result.exit_code == 2
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith(f"batchnlp: {out} holds the results of another job; this one differs in recipe.task.on_long")
+    assert "--mode overwrite or append" in error
+    assert sorted(out.rglob("*")) == before
+
+
+def test_append_adds_and_overwrite_replaces(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    first, second = corpus(), corpus(tiny.texts(4, seed=9), "second")
+    assert classify(first, out, classifier).exit_code == 0
+    assert classify(second, out, classifier, "--mode", "append").exit_code == 0
+    assert len(rows_of(out)) == 29
+    assert len(last_json(invoke("status", out, "--json"))["runs"]) == 2
+    assert invoke("verify", out).exit_code == 0
+    third = classify(second, out, classifier, "--mode", "overwrite", "--set", "task.scores=true")
+    assert third.exit_code == 0, third.output
+    rows = rows_of(out)
+    assert len(rows) == 4
+    assert all("scores" in row for row in rows)
+    assert len(list(out.glob("part-*"))) == len(list((out / "_batchnlp").glob("*/plan.json"))) == 1
+    assert invoke("verify", out).exit_code == 0
+
+
+def test_a_failed_overwrite_leaves_no_success_of_the_run_before(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    assert classify(corpus(), out, classifier).exit_code == 0
+    result = classify(corpus(BAD, "bad"), out, classifier, "--mode", "overwrite")
+    assert result.exit_code == 1
+    live = json.loads((out / "_batchnlp" / "current.json").read_text())["live"]
+    manifest = json.loads((out / "_batchnlp" / live[-1] / "manifest.json").read_text())
+    assert (out / "_SUCCESS").exists() == manifest["success"], "_SUCCESS speaks for what is live"
+
+
+# --- refused before anything is written
+
+
+def test_wrong_wishes_end_with_one_line_and_nothing_written(tmp_path: Path, corpus: Corpus, classifier: str, encoder: str) -> None:
+    source, out = corpus(), tmp_path / "out"
+    missing = source.with_name("corpsu")
+    cases: dict[str, tuple[list[object], str]] = {
+        "path": (["classify", missing, "--model", classifier], "corpsu"),
+        "column": (["classify", source, "--model", classifier, "--text-column", "txt"], "text"),
+        "id": (["classify", source, "--model", classifier, "--id-column", "docid"], "doc_id"),
+        "keep": (["classify", source, "--model", classifier, "--keep", "lnag"], "lang"),
+        "model": (["classify", source, "--model", classifier[:-1]], "did you mean"),
+        "head": (["classify", source, "--model", encoder], "no classification head"),
+        "key": (["classify", source, "--model", classifier, "--set", "engine.dtpye=float32"], "did you mean engine.dtype?"),
+        "value": (["classify", source, "--model", classifier, "--set", "engine.replicas=0"], "engine.replicas"),
+        "gpu": (["classify", source, "--model", classifier, "--set", "engine.backend=tensorflow"], "engine.backend"),
+        "twice": (["classify", source, "--model", classifier, "--set", "output.partition_by=lang"], "source.keep"),
+    }  # fmt: skip
+    for name, (args, part) in cases.items():
+        result = invoke(args[0], *args[1:], "-o", out, *QUICK[:2])
+        assert result.exit_code == 2, (name, result.output, result.exception)
+        errors = [line for line in result.stderr.splitlines() if line.startswith("batchnlp: ")]
+        assert len(errors) == 1, (name, result.stderr)
+        assert result.stderr.splitlines()[-1] == errors[0], (name, result.stderr)
+        assert part in errors[0], (name, errors[0])
+        assert result.stdout == ""
+        assert not out.exists(), name
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "collect"])
+def test_looking_at_what_is_no_output(tmp_path: Path, command: str) -> None:
+    result = invoke(command, tmp_path / "none")
+    assert result.exit_code == 2
+    assert result.stderr == f"batchnlp: {tmp_path / 'none'} is no directory (give the output.path of a job)\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_a_file_is_one_line(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    (tmp_path / "out").write_text("mine")
+    result = classify(corpus(), tmp_path / "out", classifier)
+    assert result.exit_code == 2, result.exception
+    assert result.stderr.splitlines()[-1].startswith("batchnlp: cannot write ")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_no_job_file_names_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "nightly.yaml").write_text("{}")
+    result = invoke("run", tmp_path / "nightli.yaml")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"batchnlp: no job file {tmp_path / 'nightli.yaml'} (did you mean {tmp_path / 'nightly.yaml'}?)\n"
+    )
+
+
+def test_a_misspelt_command_names_the_nearest() -> None:
+    result = invoke("clasify", "x")
+    assert result.exit_code == 2
+    assert "there is no command clasify; did you mean classify?" in result.stderr
+
+
+def test_a_held_output_is_exit_75(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    import os
+
+    from batchnlp.data.lock import Lock
+    from batchnlp.data.store import LocalStore
+
+    lock = Lock(LocalStore(tmp_path / "out"), "somebody")
+    lock.acquire()
+    try:
+        result = classify(corpus(), tmp_path / "out", classifier)
+    finally:
+        lock.release()
+    assert result.exit_code == 75
+    assert f"is in use by process {os.getpid()} on " in result.stderr
+
+
+# --- plan, status, verify, collect
+
+
+def test_plan_tells_and_writes_nothing(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    spec = tmp_path / "job.yaml"
+    spec.write_text(json.dumps({
+        "job": "nightly", "source": {"path": str(corpus([*BAD, "game " * 200])), "rows_per_shard": 5},
+        "task": {"kind": "classify", "model": classifier}, "output": {"path": str(tmp_path / "out")},
+    }))  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    result = invoke("plan", spec, "--json", "--full")
+    assert result.exit_code == 0, result.output
+    tree = last_json(result)
+    print(tree)
+    assert (tree["job"], tree["rows"], tree["files"], tree["shards"]) == ("nightly", 11, 2, 3)
+    assert (tree["longest"], tree["over_limit"], tree["max_length"]) == (200, 1, tiny.LIMIT)
+    assert invoke("plan", spec).exit_code == 0
+    probed = invoke("plan", spec, "--probe", "--json", "--set", "engine.device=cpu", "--set", "engine.dtype=float32")
+    assert last_json(probed)["docs_per_second"] > 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_plan_counts_all_rows_it_will_not_answer(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    spec = tmp_path / "job.yaml"
+    spec.write_text(json.dumps({
+        "source": {"path": str(corpus(BAD))}, "task": {"kind": "classify", "model": classifier},
+        "output": {"path": str(tmp_path / "out")},
+    }))  # fmt: skip
+    assert last_json(invoke("plan", spec, "--json", "--full"))["dead"] == {
+        "blank_text": 1,
+        "empty_text": 1,
+        "null_text": 1,
+    }
+
+
+def test_verify_finds_damage(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    classify(corpus(), out, classifier)
+    good = last_json(invoke("verify", out, "--json"))
+    assert (good["status"], good["rows"], good["ok"], good["problems"]) == ("verified", 25, 25, [])
+    path = next(out.glob("part-*"))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    result = invoke("verify", out, "--json")
+    assert result.exit_code == 1
+    assert last_json(result)["status"] == "failed"
+    assert f"{path} is damaged" in last_json(result)["problems"][0]
+
+
+def test_collect_writes_beside_the_output(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    classify(corpus(), out, classifier)
+    result = invoke("collect", out, "--format", "csv", "--json")
+    assert last_json(result) == {"status": "done", "rows": 25, "file": str(tmp_path / "out.csv"), "format": "csv"}
+    assert (tmp_path / "out.csv").read_text().count("\n") == 26
+    refused = invoke("collect", out, "-o", "-", "--format", "parquet")
+    assert refused.exit_code == 2
+    assert "Parquet cannot go to stdout" in refused.stderr
