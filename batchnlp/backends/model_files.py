@@ -19,6 +19,7 @@ from batchnlp.errors import ModelError
 from batchnlp.types import ModelFiles, nearest
 
 PACKAGE = "package:"
+PIN = "sha256:"  # a revision of this form pins the weights of a directory or package
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json", "*/model.safetensors"]
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
                    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"]  # fmt: skip
@@ -44,6 +45,8 @@ def resolve_model(name: str, revision: str | None, max_length: int | None = None
             hint = "convert it with save_pretrained(), which writes safetensors; loading a pickle can run any code"
             raise ModelError(f"{name} has its weights only as pickles ({pickles[0]})", hint)
         raise ModelError(f"{name} has no weights", f"{path} holds no *.safetensors")
+    if revision and revision.startswith(PIN):
+        _check_pin(name, weights, found := revision)
     if not any((path / file).is_file() for file in TOKENIZER_FILES if not file.endswith("config.json")):
         raise ModelError(f"{name} has no tokenizer", f"{path} needs a tokenizer.json; save the tokenizer there too")
     modules, limit = _sentence_modules(name, path)
@@ -206,6 +209,13 @@ def _max_length(name: str, path: Path, config: dict[str, Any], modules: int | No
     if asked > hard:
         raise ModelError(f"task.max_length {asked} is over the model's {hard} positions", f"at most {hard} for {name}")
     return asked
+
+
+def _check_pin(name: str, weights: list[Path], pin: str) -> None:
+    found = [_hash(file) for file in weights]
+    if found != [pin.removeprefix(PIN)]:
+        hint = f"its {weights[0].name} has {PIN}{found[0]}"
+        raise ModelError(f"{name} is not the model that task.revision pins ({pin})", hint)
 
 
 def _hash_all(files: list[Path]) -> str:

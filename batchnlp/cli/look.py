@@ -10,6 +10,7 @@ from typing import Any, cast
 from batchnlp.cli.show import duration, message, print_json, print_table, size
 from batchnlp.data import collect as collecting
 from batchnlp.data.ledger import Ledger, open_ledgers, sums
+from batchnlp.data.lock import running
 from batchnlp.data.verify import verify
 from batchnlp.job.load import load_spec
 
@@ -71,7 +72,9 @@ def show_status(out: str, as_json: bool) -> None:
 def _status(ledger: Ledger) -> dict[str, Any]:
     tree, total = ledger.plan_tree() or {}, sums(commits := list(ledger.commits().values()))
     manifest = ledger.manifest()
-    state = "incomplete" if manifest is None else "done" if manifest["success"] else "failed"
+    holder = running(ledger.store)
+    unfinished = f"running (process {holder.pid} on {holder.host})" if holder else "incomplete"
+    state = unfinished if manifest is None else "done" if manifest["success"] else "failed"
     return {
         "status": state, "run": ledger.run, "job": tree.get("job"), "output": ledger.store.root,
         "shards": len(tree.get("shards", [])), "shards_done": len(commits), "rows": tree.get("rows", 0),
@@ -102,7 +105,7 @@ def write_collected(out: str, target: str | None, format_: str | None, as_json: 
     format_ = format_ or _by_name(target) or ("jsonl" if target == "-" else "parquet")
     target = target or f"{os.path.normpath(out)}.{format_}"
     for run in map(_status, open_ledgers(out)):
-        if run["status"] == "incomplete":
+        if run["shards_done"] < run["shards"]:
             message(f"run {run['run']} is not complete: {run['shards_done']} of {run['shards']} shards")
     rows = collecting.collect(out, target, cast(collecting.Format, format_))
     message(f"{rows:,} rows in {'stdout' if target == '-' else target}")

@@ -79,13 +79,16 @@ class Ledger:
 
     def commits(self) -> dict[int, Part]:
         """Every committed part, by shard."""
-        found = {}
-        for name in self.store.names(f"{self.control}/commits"):
-            data = self.store.read(f"{self.control}/commits/{name}")
-            if data:
-                part = part_from_json(json.loads(data))
-                found[part.shard] = part
-        return found
+        names = self.store.names(f"{self.control}/commits")
+        return {shard: self.committed(shard) for shard in (int(name.removesuffix(".json")) for name in names)}
+
+    def committed(self, shard: int) -> Part:
+        """The part that counts for a shard which is committed."""
+        name = f"{self.control}/commits/{shard:05d}.json"
+        data = self.store.read(name)
+        if data is None:
+            raise CorruptError(f"{self.store.path(name)} is gone", "run the job again")
+        return part_from_json(json.loads(data))
 
     def commit(self, part: Part, shard: Shard, invocation: str) -> bool:
         """Make the part count and publish it; False when another attempt of the shard was first.

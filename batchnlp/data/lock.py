@@ -125,11 +125,7 @@ class Lock:
                 self._write()
 
     def _read(self) -> Holder | None:
-        data = self._store.read(NAME)
-        try:
-            return Holder(**json.loads(data)) if data else None
-        except (ValueError, TypeError):
-            return None  # a torn lock is nobody's
+        return _holder(self._store)
 
     def _write(self) -> None:
         self._store.replace(NAME, to_json(asdict(self._mine)))
@@ -142,6 +138,20 @@ class Lock:
         with open(path, "a") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _holder(store: LocalStore) -> Holder | None:
+    data = store.read(NAME)
+    try:
+        return Holder(**json.loads(data)) if data else None
+    except (ValueError, TypeError):
+        return None  # a torn lock is nobody's
+
+
+def running(store: LocalStore) -> Holder | None:
+    """Who works in this output, as far as can be seen from this host without waiting."""
+    held = _holder(store)
+    return held if held is not None and (not held.here() or held.alive()) else None
 
 
 def _locked(root: str, held: Holder) -> LockedError:

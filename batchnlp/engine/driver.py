@@ -173,8 +173,9 @@ class _Run:
         deadline = 0.0
         while len(self.parts) < len(plan.shards):
             for part in runner.wait(0.2):
-                if self.ledger.commit(part, plan.shards[part.shard], self.invocation):
-                    self.parts[part.shard] = part
+                mine = self.ledger.commit(part, plan.shards[part.shard], self.invocation)
+                self.parts[part.shard] = part if mine else self.ledger.committed(part.shard)
+                if mine:
                     self.new.append(part)
                     self.last = time.monotonic()
             self._report(runner, plan, "stopping" if interrupt.signal else "")

@@ -70,7 +70,9 @@ class TaskSpec(Section):
 
     kind: Literal["classify", "zero-shot", "embed"] = Field(description="The task.")
     model: str = Field(description="A hub name, a directory, or package:NAME for a model shipped as a Python package.")
-    revision: str | None = Field(None, description="The hub revision; a 40-digit commit makes the run repeatable.")
+    revision: str | None = Field(
+        None, description="The hub revision, a commit at best; or sha256:HEX of the weights of a directory or package."
+    )
     on_long: OnLong = Field(
         "window", description="A document over the model's limit: cut into windows, truncate, or fail (dead letter)."
     )
