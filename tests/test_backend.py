@@ -300,7 +300,7 @@ def test_a_module_nobody_knows_is_refused(encoder: str, tmp_path: Path) -> None:
     path = Path(shutil.copytree(encoder, tmp_path / "model"))
     modules = json.loads((path / "modules.json").read_text())
     (path / "modules.json").write_text(json.dumps([*modules, {"type": "evil.module.Pwn", "path": "9"}]))
-    with pytest.raises(ModelError, match="module Pwn.*known: Pooling, Dense, Normalize"):
+    with pytest.raises(ModelError, match=r"module Pwn.*known: Pooling, Dense, Normalize"):
         resolve_model(str(path), None)
 
 
@@ -323,7 +323,7 @@ def test_a_head_without_weights_is_refused_instead_of_drawn_at_random(classifier
 
 def test_a_wrong_path_names_the_nearest(classifier: str) -> None:
     wrong = Path(classifier).with_name("clasifier")
-    with pytest.raises(ModelError, match="did you mean .*classifier"):
+    with pytest.raises(ModelError, match=r"did you mean .*classifier"):
         resolve_model(str(wrong), None)
 
 

@@ -282,7 +282,9 @@ def test_another_job_is_refused_and_told_what_changed(tmp_path: Path, corpus: Co
     result = classify(source, out, classifier, "--set", "task.on_long=truncate")
     assert result.exit_code == 2
     error = result.stderr.splitlines()[-1]
-    assert error.startswith(f"batchnlp: {out} holds the results of another job; this one differs in recipe.task.on_long")
+    assert error.startswith(
+        f"batchnlp: {out} holds the results of another job; this one differs in recipe.task.on_long"
+    )
     assert "--mode overwrite or append" in error
     assert sorted(out.rglob("*")) == before
 
@@ -304,7 +306,9 @@ def test_append_adds_and_overwrite_replaces(tmp_path: Path, corpus: Corpus, clas
     assert invoke("verify", out).exit_code == 0
 
 
-def test_a_failed_overwrite_leaves_no_success_of_the_run_before(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+def test_a_failed_overwrite_leaves_no_success_of_the_run_before(
+    tmp_path: Path, corpus: Corpus, classifier: str
+) -> None:
     out = tmp_path / "out"
     assert classify(corpus(), out, classifier).exit_code == 0
     result = classify(corpus(BAD, "bad"), out, classifier, "--mode", "overwrite")
@@ -317,7 +321,9 @@ def test_a_failed_overwrite_leaves_no_success_of_the_run_before(tmp_path: Path, 
 # --- refused before anything is written
 
 
-def test_wrong_wishes_end_with_one_line_and_nothing_written(tmp_path: Path, corpus: Corpus, classifier: str, encoder: str) -> None:
+def test_wrong_wishes_end_with_one_line_and_nothing_written(
+    tmp_path: Path, corpus: Corpus, classifier: str, encoder: str
+) -> None:
     source, out = corpus(), tmp_path / "out"
     missing = source.with_name("corpsu")
     cases: dict[str, tuple[list[object], str]] = {
@@ -403,7 +409,7 @@ def test_plan_tells_and_writes_nothing(tmp_path: Path, corpus: Corpus, classifie
     result = invoke("plan", spec, "--json", "--full")
     assert result.exit_code == 0, result.output
     tree = last_json(result)
-    print(tree)
+    assert tree["sampled"] >= 10, "--full looks at every document that has a text"
     assert (tree["job"], tree["rows"], tree["files"], tree["shards"]) == ("nightly", 11, 2, 3)
     assert (tree["longest"], tree["over_limit"], tree["max_length"]) == (200, 1, tiny.LIMIT)
     assert invoke("plan", spec).exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,7 @@ def framed(texts: list[str], room: int, *, window: bool) -> tuple[Any, list[list
     tokens = ours().encode(pa.array(texts, pa.large_string()))
     windows = cut(tokens, room, window=window)
     ids, starts = frame(tokens, windows, ours().single)
-    return windows, [ids[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)]
+    return windows, [ids[a:b].tolist() for a, b in pairwise(starts)]
 
 
 @quick
@@ -165,7 +166,7 @@ def test_every_window_meets_every_label(texts: list[str], labels: list[str]) -> 
     a, b = (ours().encode(pa.array(x, pa.large_string())) for x in (texts, labels))
     ids, starts, kinds = _pairs(a.ids, a.starts[:-1], a.lengths, b.ids, b.starts, ours().pair())
     want = theirs()([t for t in texts for _ in labels], labels * len(texts))
-    assert [ids[i:j].tolist() for i, j in zip(starts, starts[1:], strict=False)] == want["input_ids"]
+    assert [ids[i:j].tolist() for i, j in pairwise(starts)] == want["input_ids"]
     assert kinds.tolist() == [k for row in want["token_type_ids"] for k in row]
 
 

@@ -16,10 +16,10 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 LIMIT = 48  # tokens the models take, special tokens included
 HIDDEN = 32
-WORDS = (
-    "the a of library tool package game server font python kernel daemon driver music picture small fast secure old "
-    "new reads writes converts serves plays data files network sound images documents without graphical interface"
-).split()  # noqa: SIM905 - a list of forty strings is no easier to read
+WORDS = """
+the a of library tool package game server font python kernel daemon driver music picture small fast secure old new reads
+writes converts serves plays data files network sound images documents without graphical interface
+""".split()  # noqa: SIM905 - a list of forty strings is no easier to read
 
 
 def minilm() -> Path:

@@ -29,9 +29,9 @@ class Group(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """A misspelt command is answered with the nearest one."""
-        from batchnlp.types import nearest
-
         if args and args[0] not in self.commands and not args[0].startswith("-"):
+            from batchnlp.types import nearest  # brings pyarrow: only when there is something to suggest
+
             near = nearest(args[0], list(self.commands))
             hint = f"; did you mean {near}?" if near else "; see batchnlp --help"
             raise click.UsageError(f"there is no command {args[0]}{hint}")

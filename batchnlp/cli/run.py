@@ -19,18 +19,14 @@ FLAGS = {
 
 def one_off(kind: str, inputs: Sequence[str], flags: Mapping[str, Any], as_json: bool) -> int:
     """A job from flags alone; the exit code."""
-    tree: dict[str, dict[str, Any]] = {"task": {"kind": kind}, "source": {"path": list(inputs)}, "output": {}}
-    for flag, key in FLAGS.items():
-        if flags.get(flag) is not None:
-            section, _, name = key.partition(".")
-            tree[section][name] = flags[flag]
-    return execute(build_spec(tree, flags["settings"], "the command line"), as_json)
+    given = {key: flags[flag] for flag, key in FLAGS.items() if flags.get(flag) is not None}
+    given |= {"task.kind": kind, "source.path": list(inputs)}
+    return execute(build_spec({}, flags["settings"], given, "the command line"), as_json)
 
 
 def run_file(path: str, mode: str | None, settings: Sequence[str], as_json: bool) -> int:
     """A job from a file; the exit code."""
-    extra = [f"output.mode={mode}"] if mode else []
-    return execute(load_spec(path, [*settings, *extra]), as_json)
+    return execute(load_spec(path, settings, {"output.mode": mode} if mode else None), as_json)
 
 
 def execute(spec: JobSpec, as_json: bool) -> int:

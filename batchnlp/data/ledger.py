@@ -163,7 +163,9 @@ class Ledger:
         files = [{**asdict(f), "shard": part.shard} for part in ordered for f in part.files]
         tree = {"run": self.run, "fingerprint": self.fingerprint, **about, **total, "success": success, "files": files}
         self.store.replace(f"{self.control}/manifest.json", to_json(tree))
-        if success:
+        if not success:
+            self.store.remove(SUCCESS)  # of a run before, or under another limit
+        else:
             self.store.replace(SUCCESS, to_json({"run": self.run, "rows": total["rows"], "dead": total["dead"]}))
         self.store.remove(f"{self.control}/staging")
         self.store.remove(f"{self.control}/spool")

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from batchnlp.data.store import LocalStore, to_json
+from batchnlp.data.store import LocalStore, explain_full, to_json
 from batchnlp.errors import LockedError
 
 NAME = "_batchnlp/lock.json"
@@ -134,8 +134,10 @@ class Lock:
     def _guard(self) -> Iterator[None]:
         """Between processes of one host: who looks and then writes is alone."""
         path = self._store.path(NAME + ".guard")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "a") as handle:
+        with explain_full(self._store.root):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            handle = open(path, "a")  # noqa: SIM115 - closed right below; only the opening is explained
+        with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 

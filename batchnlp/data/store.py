@@ -131,7 +131,7 @@ def explain_full(where: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "make room and run the same command again; it resumes"
             raise StoppedError(f"no space left below {where}", hint) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise OutputError(f"cannot write below {where}: {error.strerror}", "choose another output.path") from None
         raise
 

@@ -6,7 +6,10 @@ time left only from a measurement (`--probe` runs some batches), because any oth
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +23,7 @@ from batchnlp.data.ledger import Ledger
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan
 from batchnlp.text.batching import pack, padding
-from batchnlp.types import Encoded, Pieces, Plan, Resolved
+from batchnlp.types import Encoded, Failure, Int64, Pieces, Plan, Resolved
 
 SAMPLE = 2_000  # documents
 PROBE_SECONDS = 5.0
@@ -60,31 +63,58 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
     resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware)
     replicas, threads = devices.share(hardware, resolved.device, prepared.spec.engine.replicas)
     plan = make_plan(prepared, replicas)
-    texts = prepared.source.sample(plan.rows if full else SAMPLE)
-    encoded = prepared.task.encode(pa.array(texts, pa.large_string()))
-    n_tokens = encoded.counts.n_tokens
-    scale = plan.rows / max(len(texts), 1)
+    full = full or plan.rows <= SAMPLE
+    survey = Survey(prepared)
+    if full:
+        for shard in plan.shards:
+            docs = prepared.source.read(shard)
+            survey.add(docs.text, docs.failures)
+    else:
+        survey.add(pa.array(prepared.source.sample(SAMPLE), pa.large_string()))
+    n_tokens, lengths, sampled = np.concatenate(survey.n_tokens), np.concatenate(survey.lengths), survey.rows
+    scale = plan.rows / max(sampled, 1)
     room = prepared.model.max_length - 2
-    dead: dict[str, int] = {}
-    for failure in encoded.failures:
-        dead[failure.code] = dead.get(failure.code, 0) + 1
     found = Estimate(
         run=prepared.fingerprint[:8], job=prepared.about["job"], files=len(plan.files), shards=len(plan.shards),
-        rows=plan.rows, sampled=len(texts), tokens=int(n_tokens.sum() * scale), histogram=_histogram(n_tokens),
+        rows=plan.rows, sampled=sampled, tokens=int(n_tokens.sum() * scale), histogram=_histogram(n_tokens),
         longest=int(n_tokens.max(initial=0)), over_limit=int((n_tokens > room).sum() * scale),
         max_length=prepared.model.max_length,
-        duplicate_share=round(1 - len(set(texts)) / max(len(texts), 1), 4), dead=dead,
-        padding=_padding(encoded.pieces, resolved, plan, len(texts)),
-        memory=_memory(prepared, resolved, encoded, plan, len(texts)),
+        duplicate_share=round(1 - len(survey.texts) / max(sampled, 1), 4), dead=dict(survey.dead),
+        padding=_padding(lengths, resolved, plan, sampled),
+        memory=_memory(prepared, resolved, lengths, plan, sampled),
         resolved={"why": resolved.why, "device": resolved.device, "dtype": resolved.dtype,
                   "tokens_per_batch": resolved.tokens_per_batch, "backend": resolved.backend},
         replicas=replicas,
         committed=len(Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint).commits()),
     )  # fmt: skip
     if probe:
-        found.docs_per_second = _probe(prepared, resolved, encoded, threads, len(texts)) * replicas
+        found.docs_per_second = _probe(prepared, resolved, survey, threads) * replicas
         found.seconds = plan.rows / found.docs_per_second if found.docs_per_second else None
     return found
+
+
+class Survey:
+    """Documents looked at, a chunk at a time; of all but the first chunk only numbers are kept."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._task = prepared.task
+        self.rows = 0
+        self.n_tokens: list[Any] = [np.empty(0, np.int32)]
+        self.lengths: list[Any] = [np.empty(0, np.int64)]  # of pieces
+        self.texts: set[bytes] = set()  # hashes
+        self.dead: Counter[str] = Counter()
+        self.first: Encoded | None = None
+
+    def add(self, texts: pa.Array, failures: Sequence[Failure] = ()) -> None:
+        """Look at some documents; of several failures of one the first counts."""
+        encoded = self._task.encode(texts)
+        self.first = self.first or encoded
+        self.rows += len(texts)
+        self.n_tokens.append(encoded.counts.n_tokens)
+        self.lengths.append(encoded.pieces.lengths)
+        self.texts.update(blake2b((text or "").encode(), digest_size=8).digest() for text in texts.to_pylist())
+        codes = {failure.doc: failure.code for failure in reversed([*failures, *encoded.failures])}
+        self.dead.update(codes.values())
 
 
 def _histogram(n_tokens: Any) -> dict[str, int]:
@@ -93,22 +123,22 @@ def _histogram(n_tokens: Any) -> dict[str, int]:
     return {name: int(n) for name, n in zip(names, counts, strict=True) if n}
 
 
-def _padding(pieces: Pieces, resolved: Resolved, plan: Plan, sampled: int) -> float:
+def _padding(lengths: Int64, resolved: Resolved, plan: Plan, sampled: int) -> float:
     """Padding of a shard of the plan's size, its lengths drawn from the sample."""
-    if not len(pieces) or not plan.shards:
+    if not len(lengths) or not plan.shards:
         return 0.0
-    shard = plan.rows / len(plan.shards)
-    lengths = np.repeat(pieces.lengths, max(round(shard / max(sampled, 1)), 1))
+    times = plan.rows / len(plan.shards) / max(sampled, 1)
+    lengths = np.repeat(lengths, round(times)) if times > 1 else lengths[:: round(1 / times)]
     return round(padding(pack(lengths, resolved.tokens_per_batch), lengths), 4)
 
 
-def _memory(prepared: Prepared, resolved: Resolved, encoded: Encoded, plan: Plan, sampled: int) -> dict[str, int]:
+def _memory(prepared: Prepared, resolved: Resolved, lengths: Int64, plan: Plan, sampled: int) -> dict[str, int]:
     """Bytes a replica needs: weights as loaded, activations of a batch, and the five shards that are under way."""
     stored = sum(f.stat().st_size for f in Path(prepared.model.path).glob("*.safetensors"))
     weights = stored // 2 if resolved.dtype == "bfloat16" and _stored_in(prepared) == "float32" else stored
     largest = max((shard.rows for shard in plan.shards), default=0)
-    row = (encoded.pieces.ids.nbytes * 2 + 8 * len(encoded.pieces)) / max(sampled, 1) + 600
-    batch = max(resolved.tokens_per_batch, int(encoded.pieces.lengths.max(initial=0)))
+    row = (8 * int(lengths.sum()) + 8 * len(lengths)) / max(sampled, 1) + 600
+    batch = max(resolved.tokens_per_batch, int(lengths.max(initial=0)))
     return {
         "weights": weights, "batch": batch * devices.token_bytes(prepared.model, resolved.dtype),
         "shards": int(5 * largest * row),
@@ -119,8 +149,11 @@ def _stored_in(prepared: Prepared) -> str:
     return str(prepared.model.config.get("torch_dtype") or prepared.model.config.get("dtype") or "float32")
 
 
-def _probe(prepared: Prepared, resolved: Resolved, encoded: Encoded, threads: int, sampled: int) -> float:
+def _probe(prepared: Prepared, resolved: Resolved, survey: Survey, threads: int) -> float:
     """Documents a second of one replica, measured for some seconds on batches spread over all lengths."""
+    encoded = survey.first
+    if encoded is None or not len(encoded.pieces):
+        return 0.0
     backend = registry.load(registry.BACKENDS, resolved.backend)(prepared.model, resolved, prepared.task.needs, threads)
     done = {"tokens": 0, "seconds": 0.0}
 
@@ -128,17 +161,17 @@ def _probe(prepared: Prepared, resolved: Resolved, encoded: Encoded, threads: in
         done["tokens"] += tokens
         done["seconds"] += seconds
 
-    began = perf_counter()
     batches = list(pack(encoded.pieces.lengths, resolved.tokens_per_batch))
-    for i, batch in enumerate(batches[:: max(len(batches) // 24, 1)]):
+    backend.forward(take(encoded.pieces, batches[0].index))  # pays for allocations, and is not counted
+    backend.on_batch = count
+    began = perf_counter()
+    for batch in batches[:: max(len(batches) // 24, 1)]:
         backend.forward(take(encoded.pieces, batch.index))
-        if i == 1:  # the first two batches pay for allocations
-            backend.on_batch = count
-        if perf_counter() - began > PROBE_SECONDS and done["tokens"]:
+        if perf_counter() - began > PROBE_SECONDS:
             break
-    if not done["tokens"]:
-        return 0.0
-    return round(done["tokens"] / done["seconds"] / (int(encoded.pieces.lengths.sum()) / max(sampled, 1)), 1)
+    return round(
+        done["tokens"] / done["seconds"] / (int(encoded.pieces.lengths.sum()) / len(encoded.counts.n_tokens)), 1
+    )
 
 
 def take(pieces: Pieces, index: Any) -> Pieces:

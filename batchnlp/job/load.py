@@ -39,24 +39,37 @@ def parse_yaml(text: str, where: str) -> Any:
         raise SpecError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def load_spec(path: str | os.PathLike[str], settings: Iterable[str] = ()) -> JobSpec:
-    """The job in the file at `path`, with the environment and `settings` (`key=value`) over it."""
+def load_spec(
+    path: str | os.PathLike[str], settings: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+) -> JobSpec:
+    """The job in the file at `path`; see `build_spec` for what goes over it."""
     file = Path(path)
     if not file.is_file():
         beside = nearest(file.name, [p.name for p in file.parent.glob("*.y*ml")]) if file.parent.is_dir() else ""
         raise SpecError(f"no job file {file}", f"did you mean {file.parent / beside}?" if beside else "check the path")
     if file.stat().st_size > MAX_SPEC_BYTES:
         raise SpecError(f"{file} has more than {MAX_SPEC_BYTES:,} bytes", "a job is a short YAML file")
-    tree = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    try:
+        tree = parse_yaml(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError:
+        raise SpecError(f"{file} is not text in UTF-8", "a job is a short YAML file") from None
     if not isinstance(tree, dict):
         raise SpecError(f"{file} holds no job", "it needs at least the keys source, task and output")
-    return build_spec(tree, settings, str(file))
+    return build_spec(tree, settings, flags, str(file))
 
 
-def build_spec(tree: Mapping[str, Any], settings: Iterable[str] = (), where: str = "the job") -> JobSpec:
-    """A validated job from a nested mapping, with the environment and `settings` over it."""
+def build_spec(
+    tree: Mapping[str, Any],
+    settings: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    where: str = "the job",
+) -> JobSpec:
+    """A validated job from a nested mapping; over it go the environment, `flags` (dotted key to value), and `settings`
+    (`key=value`, the value in YAML)."""
     merged: dict[str, Any] = _copy(tree)
     for dotted, value in _from_environment(os.environ):
+        _put(merged, dotted, value)
+    for dotted, value in (flags or {}).items():
         _put(merged, dotted, value)
     for setting in settings:
         key, separator, value = setting.partition("=")
@@ -108,12 +121,20 @@ def _keys_of(name: str, annotation: Any) -> list[str]:
     return [name]
 
 
+def _place(loc: tuple[int | str, ...]) -> str:
+    """The key an error is about. What follows it in pydantic's path are members of unions and positions in lists."""
+    section = JobSpec.model_fields.get(str(loc[0])) if loc else None
+    depth = 2 if section is not None and _keys_of("", section.annotation) != [""] else 1
+    return ".".join(str(part) for part in loc[:depth])
+
+
 def _explain(error: ValidationError, where: str) -> SpecError:
     """The first thing wrong, in one line; further ones are counted."""
     problems = error.errors()
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"] if isinstance(part, str) and not part.startswith("function"))
-    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+    places = [_place(problem["loc"]) for problem in problems]
+    key, others = places[0], len(set(places)) - 1
+    more = f"; and {others} more" if others else ""
     if first["type"] == "extra_forbidden":
         keys = known_keys()
         sections = sorted({k.split(".")[0] for k in keys})

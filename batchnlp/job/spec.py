@@ -7,6 +7,7 @@ the program can know by itself is `auto`; what it made of that is written into t
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -148,8 +149,8 @@ class LimitsSpec(Section):
     def failed_allowed(self, rows: int) -> int:
         """The most dead letters a run of `rows` rows may have."""
         if isinstance(self.max_failed, str) and self.max_failed.endswith("%"):
-            return int(rows * float(self.max_failed[:-1]) / 100)
-        return int(float(self.max_failed))
+            return int(rows * Decimal(self.max_failed[:-1]) / 100)  # 0.57% of 10,000 is 57, not 56.99
+        return int(Decimal(self.max_failed))
 
 
 class JobSpec(Section):
