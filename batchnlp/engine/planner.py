@@ -24,7 +24,7 @@ SHARD_ROWS = 20_000
 SHARD_BYTES = 32 << 20  # of text
 RESULT_BYTES = 64 << 20  # of results: vectors can outweigh the text they stand for
 SHARDS_A_REPLICA = 4  # so that the replicas end at about the same time
-MIN_ROWS = 500  # below it sorting by length has little to sort
+MIN_ROWS = 2_000  # below it sorting by length has little to sort, and padding grows
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Which pieces go through the model together. Pure numpy; runs and is tested without torch.
 
 Longest first, under a budget of *padded* tokens. Sorting makes neighbours alike in length, so padding nearly vanishes
-(2 % at a budget of 4,096 on Debian's descriptions, against 60 % in file order). Longest first, because then a batch
+(0.5 % at a budget of 4,096 on Debian's descriptions, against 64 % in batches of 32 in file order). Longest first, because then a batch
 that does not fit into memory shows at once, and the time left is over- rather than underestimated.
 """
 
@@ -13,17 +13,24 @@ import numpy as np
 
 from batchnlp.types import Batch, Int64
 
+ALIKE = 0.95  # lengths that may share a batch without thought, as a share of the longest
+
 
 def pack(lengths: Int64, tokens_per_batch: int) -> Iterator[Batch]:
     """Batches over pieces of these `lengths`, longest first; rows x longest <= `tokens_per_batch`.
 
-    A piece longer than the budget is a batch of its own. Every piece is in exactly one batch.
+    A piece longer than the budget is a batch of its own. Every piece is in exactly one batch. A batch that is a quarter
+    full ends where lengths fall below 95 % of its longest: in the sparse tail of long pieces the next batch pads less.
     """
     order = np.argsort(-lengths, kind="stable")
+    falling = -lengths[order]  # ascending, for searchsorted
     start = 0
     while start < len(order):
-        longest = max(int(lengths[order[start]]), 1)
-        stop = start + max(tokens_per_batch // longest, 1)
+        longest = max(-int(falling[start]), 1)
+        full = start + max(tokens_per_batch // longest, 1)
+        enough = start + max(-(-tokens_per_batch // (4 * longest)), 1)
+        alike = int(np.searchsorted(falling, -ALIKE * longest, side="right"))
+        stop = min(full, max(enough, alike))
         yield Batch(order[start:stop], longest)
         start = stop
 
