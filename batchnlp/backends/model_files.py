@@ -162,6 +162,10 @@ def _sentence_modules(name: str, path: Path) -> tuple[tuple[dict[str, Any], ...]
             found.append({"type": kind})
         else:
             raise ModelError(f"{name} has a sentence-transformers module {kind}", "known: Pooling, Dense, Normalize")
+    file = path / "config_sentence_transformers.json"
+    prompts = _json(file) if file.is_file() else {}
+    if prompt := (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name")):
+        found.append({"type": "Prompt", "text": prompt})
     return tuple(found), limit
 
 

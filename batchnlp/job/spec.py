@@ -91,7 +91,9 @@ class TaskSpec(Section):
     )
     threshold: float = Field(0.5, ge=0, le=1, description="Multi-label: the score from which a label is given.")
     scores: bool = Field(False, description="Write the scores of all labels too.")
-    prompt: str | None = Field(None, description="embed: put before every document, as some models ask for.")
+    prompt: str | None = Field(
+        None, description="embed: put before every document; the model's default prompt without it."
+    )
     normalize: bool | None = Field(None, description="embed: unit length; read from the model without it.")
 
     @model_validator(mode="after")

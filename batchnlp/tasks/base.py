@@ -96,7 +96,8 @@ class TextTask:
         docs = np.flatnonzero(has).astype(np.int32)
         chosen = texts.filter(pa.array(has))
         if self.prompt:
-            chosen = pc.binary_join_element_wise(pa.scalar(self.prompt, pa.large_string()), chosen, "")
+            prompt, nothing = (pa.scalar(text, pa.large_string()) for text in (self.prompt, ""))
+            chosen = pc.binary_join_element_wise(prompt, chosen, nothing)
         tokens = self.tokenizer.encode(chosen)
         good = tokens.lengths > 0
         failures += [

@@ -43,6 +43,8 @@ class Embed(TextTask):
 
     def __init__(self, model: ModelFiles, spec: Any) -> None:
         super().__init__(model, spec)
+        if spec.prompt is None:  # sentence-transformers puts a model's default prompt before every text
+            self.prompt = next((module["text"] for module in model.modules if module["type"] == "Prompt"), "")
         by_model = any(module["type"] == "Normalize" for module in model.modules)
         self._normalize: bool = by_model if spec.normalize is None else spec.normalize
         self._size = vector_size(model)

@@ -22,7 +22,7 @@ from batchnlp.errors import ModelError
 from batchnlp.tasks.base import TextTask, Vectorise, check_architecture, merge, softmax
 from batchnlp.tasks.classify import label_names
 from batchnlp.tasks.embed import Embed, unit
-from batchnlp.tasks.labels import LabelColumns
+from batchnlp.tasks.labels import LabelColumns, finite_rows
 from batchnlp.text.encode import Frame, cut, offsets, ranges
 from batchnlp.types import Encoded, ModelFiles, Pieces, Raw
 
@@ -62,9 +62,14 @@ class Similarity(Embed):
     def prepare(self, forward: Vectorise) -> None:
         """The labels' own vectors; they go the way of any document, so windows and prompts apply."""
         encoded = self.encode(pa.array(self._texts, pa.large_string()))
-        if encoded.failures:
-            raise ModelError(f"the label {self._texts[encoded.failures[0].doc]!r}: {encoded.failures[0].message}")
-        self._labels = unit(self.vectors(encoded, forward(encoded.pieces)))
+        raw = forward(encoded.pieces)
+        vectors = unit(self.vectors(encoded, raw))
+        failures = [*encoded.failures, *raw.failures]
+        if failures or not finite_rows(vectors).all():
+            wrong = failures[0].doc if failures else int(np.flatnonzero(~finite_rows(vectors))[0])
+            why = failures[0].message if failures else "the model answers with NaN"
+            raise ModelError(f"there is no vector for the label {self._texts[wrong]!r}: {why}", "word it differently")
+        self._labels = vectors
 
     def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
         """Cosines."""
