@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from batchnlp.cli.show import LiveLine, message, print_json, print_summary
+from batchnlp.cli.show import LiveLine, print_json, print_summary
 from batchnlp.engine.driver import run_job
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
@@ -31,7 +31,6 @@ def run_file(path: str, mode: str | None, settings: Sequence[str], as_json: bool
 
 def execute(spec: JobSpec, as_json: bool) -> int:
     """Run, with a live line and a summary on stderr."""
-    message(f"{spec.task.kind} with {spec.task.model} into {spec.output.path}")
     with LiveLine() as line:
         result = run_job(spec, line.update)
     print_summary(result)

@@ -138,12 +138,11 @@ class _CsvSink:
     """Cells that a spreadsheet would run as formulas get a leading apostrophe; nested values are JSON."""
 
     def __init__(self, handle: IO[str], schema: pa.Schema) -> None:
-        self._writer = csv.writer(handle, lineterminator="\n")
+        self._writer = csv.writer(handle, lineterminator="\r\n")  # with "\n" a bare "\r" goes unquoted
         self._writer.writerow([_cell(name) for name in schema.names])
 
     def write(self, table: pa.Table) -> None:
-        columns = [_plain(column).to_pylist() for column in table.columns]
-        self._writer.writerows([_cell(value) for value in row] for row in zip(*columns, strict=True))
+        self._writer.writerows(zip(*map(_cells, table.columns), strict=True))
 
 
 def _cell(value: Any) -> Any:
@@ -167,8 +166,8 @@ class _JsonlSink:
 _SINKS: dict[str, Any] = {"csv": _CsvSink, "jsonl": _JsonlSink}
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """float32 as the shortest text that reads back as the same float32 (0.1, not 0.10000000149011612)."""
+def _cells(column: pa.ChunkedArray) -> list[Any]:
+    """float32 as the shortest text that reads back as the same (0.1, not 0.10000000149011612); no formula can be in it."""
     if column.type == pa.float32():
-        return pc.cast(column, pa.string())
-    return column
+        return list(pc.cast(column, pa.string()).to_pylist())
+    return [_cell(value) for value in column.to_pylist()]

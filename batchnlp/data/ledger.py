@@ -101,6 +101,9 @@ class Ledger:
             )
             raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
         folder = staging_folder(self.control, part.shard, part.attempt)
+        if self.store.read(f"{self.control}/commits/{part.shard:05d}.json") is not None:
+            self.store.remove(folder)
+            return False
         for file in part.files:
             path = self.store.path(f"{folder}/{file.name}")
             if not os.path.isfile(path) or os.path.getsize(path) != file.size:

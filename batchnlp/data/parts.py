@@ -23,6 +23,7 @@ from batchnlp.data.store import LocalStore, explain_full, fsync_dir, fsync_file,
 from batchnlp.types import Docs, Failure, InputFile, Part, PartFile
 
 ROW_GROUP = 120_000
+LONGEST_NAME = 180  # bytes of a quoted partition value; file systems take 255 for key=value
 
 DEAD_SCHEMA = pa.schema([
     pa.field("id", pa.string()),
@@ -144,13 +145,15 @@ def _folders(table: pa.Table, keys: list[str]) -> list[str]:
 
 
 def _quote(value: str | None) -> str:
+    """A folder name for a value: quoted, so that it cannot leave the output, and no longer than file systems take."""
     if value is None:
         return "__HIVE_DEFAULT_PARTITION__"
-    return (
-        urllib.parse.quote(value, safe=" ").replace(".", "%2E")
-        if set(value) <= {"."}
-        else urllib.parse.quote(value, safe=" ")
-    )
+    quoted = urllib.parse.quote(value, safe=" ")
+    if set(value) <= {"."}:
+        quoted = quoted.replace(".", "%2E")
+    if len(quoted) <= LONGEST_NAME:
+        return quoted
+    return f"{quoted[:LONGEST_NAME]}-{hashlib.sha256(value.encode()).hexdigest()[:8]}"  # whole in the file's column
 
 
 def part_from_json(tree: dict[str, Any]) -> Part:

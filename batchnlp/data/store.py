@@ -118,7 +118,7 @@ class LocalStore:
                     os.fsync(handle.fileno())
             yield temporary
         finally:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(temporary)
 
 

@@ -47,9 +47,10 @@ def verify(root: str) -> Verdict:
                 continue
             verdict.problems += _check_part(ledger, part, shard.rows, hashes)
         _check_whole(ledger, plan, commits, verdict)
-        verdict.duplicate_ids += _duplicates(hashes)
-    if verdict.duplicate_ids and not _has_own_ids(ledgers):
-        verdict.problems.append(f"{verdict.duplicate_ids} generated ids are there twice")
+        double = _duplicates(hashes)
+        verdict.duplicate_ids += double
+        if double and not (ledger.plan_tree() or {})["facts"]["source"].get("id"):
+            verdict.problems.append(f"run {ledger.run}: {double} generated ids are there twice")
     return verdict
 
 
@@ -102,8 +103,3 @@ def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: 
 def _duplicates(hashes: list[np.ndarray[Any, Any]]) -> int:
     every = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
     return len(every) - len(np.unique(every))
-
-
-def _has_own_ids(ledgers: list[Ledger]) -> bool:
-    trees = [ledger.plan_tree() or {} for ledger in ledgers]
-    return any(tree["facts"]["source"].get("id") for tree in trees)
