@@ -415,7 +415,7 @@ def test_verify_reports_generated_ids_that_are_there_twice(tmp_path: Path) -> No
     run.ledger.finish(run.ledger.commits(), {}, success=True)
     verdict = verify(run.store.root)
     assert verdict.duplicate_ids == ROWS
-    assert verdict.problems == [f"{ROWS} generated ids are there twice"]
+    assert verdict.problems == [f"run {run.ledger.run}: {ROWS} generated ids are there twice"]
 
 
 # --- hash of ids
