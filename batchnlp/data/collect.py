@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from batchnlp.data.ledger import Ledger, open_ledgers
 from batchnlp.data.parts import ROW_GROUP
-from batchnlp.data.store import explain_full, fsync_file
+from batchnlp.data.store import explain_full, fsync
 from batchnlp.errors import OutputError
 from batchnlp.types import Part
 
@@ -119,7 +119,7 @@ def _open(target: str, format: Format, schema: pa.Schema) -> Iterator[_Sink]:
             else:
                 with open(temporary, "w", encoding="utf-8", newline="") as handle:
                     yield _SINKS[format](handle, schema)
-            fsync_file(temporary)
+            fsync(temporary)
             os.replace(temporary, target)
     finally:
         with suppress(FileNotFoundError):

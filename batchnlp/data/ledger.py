@@ -210,6 +210,11 @@ def set_live(store: LocalStore, fingerprints: list[str]) -> None:
     store.replace(CURRENT, to_json({"live": fingerprints}))
 
 
+def fingerprints(store: LocalStore) -> list[str]:
+    """Every fingerprint that has a control directory here, live or not."""
+    return [name for name in store.names("_batchnlp") if len(name) == 64]
+
+
 def open_ledgers(root: str) -> list[Ledger]:
     """The live runs of an output, or OutputError where there is none."""
     store = LocalStore(root)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchnlp.data.store import LocalStore, explain_full, fsync_dir, fsync_file, sha256_file, to_json
+from batchnlp.data.store import LocalStore, explain_full, fsync, sha256_file, to_json
 from batchnlp.types import Docs, Failure, InputFile, Part, PartFile
 
 ROW_GROUP = 120_000
@@ -98,8 +98,8 @@ class PartWriter:
             path = os.path.join(folder, "part.json")
             with open(path, "wb") as handle:
                 handle.write(to_json(asdict(part)))
-            fsync_file(path)
-            fsync_dir(folder)
+            fsync(path)
+            fsync(folder)
         return part
 
     def _tables(self, shard: int, table: pa.Table, dead: pa.Table) -> Iterator[tuple[str, pa.Table, Any]]:
@@ -123,7 +123,7 @@ class PartWriter:
     def _file(self, folder: str, name: str, table: pa.Table, kind: Any) -> PartFile:
         path = os.path.join(folder, name)
         write_parquet(table, path)
-        fsync_file(path)
+        fsync(path)
         return PartFile(name, len(table), os.path.getsize(path), sha256_file(path), kind)
 
 

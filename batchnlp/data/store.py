@@ -65,14 +65,14 @@ class LocalStore:
                 os.link(temporary, self.path(name))
             except FileExistsError:
                 return False
-        fsync_dir(os.path.dirname(self.path(name)))
+        fsync(os.path.dirname(self.path(name)))
         return True
 
     def replace(self, name: str, data: bytes) -> None:
         """Temporary file, fsync, rename."""
         with self._temporary(name, data) as temporary:
             os.replace(temporary, self.path(name))
-        fsync_dir(os.path.dirname(self.path(name)))
+        fsync(os.path.dirname(self.path(name)))
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes."""
@@ -94,7 +94,7 @@ class LocalStore:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with suppress(FileExistsError):
             os.link(self.path(source), target)
-        fsync_dir(os.path.dirname(target))
+        fsync(os.path.dirname(target))
 
     def remove(self, name: str) -> None:
         """Files and folders alike."""
@@ -136,17 +136,8 @@ def explain_full(where: str) -> Iterator[None]:
         raise
 
 
-def fsync_dir(path: str) -> None:
-    """Make a new name in the directory survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def fsync_file(path: str) -> None:
-    """Make a written file survive a power cut."""
+def fsync(path: str) -> None:
+    """Make a written file, or the names in a directory, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.data.ledger import SUCCESS, Ledger, live, set_live, sums
+from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, sums
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan, prepare
@@ -227,7 +227,7 @@ class _Run:
             set_live(self.store, [*others, mine])
         elif self.spec.output.mode == "overwrite":
             set_live(self.store, [mine])
-            for other in others:
+            for other in {*others, *fingerprints(self.store)} - {mine}:  # also those that a crash here once left over
                 Ledger(self.store, other).drop()
 
     def _result(

@@ -23,9 +23,10 @@ import numpy as np
 import pyarrow as pa
 
 from batchnlp import registry
-from batchnlp.data.parts import PartWriter, dead_table
+from batchnlp.data.parts import PartWriter, dead_table, ids_hash
 from batchnlp.data.sources import Source
 from batchnlp.data.store import LocalStore
+from batchnlp.errors import CorruptError
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import Docs, Encoded, Failure, ModelFiles, Part, Plan, Raw, Resolved, Shard
 
@@ -159,6 +160,9 @@ class Worker:
             measured = {"tokens": item.raw.tokens, "executed": item.raw.executed, "seconds": item.seconds}
             item.seconds["write"] = perf_counter() - began
             part = self._writer.write(item.shard.index, uuid.uuid4().hex[:12], table, dead, measured)
+            if part.ids_hash != f"{ids_hash(item.docs.ids):016x}":
+                message = f"shard {part.shard}: the ids that come out are not those that went in"
+                raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
             self.meter.write += perf_counter() - began
             self.meter.dead += part.dead
             yield part
