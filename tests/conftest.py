@@ -10,7 +10,13 @@ from pathlib import Path
 CACHE = tempfile.mkdtemp(prefix="batchnlp-tests-")
 for name in [n for n in os.environ if n.startswith("BATCHNLP_")] + ["TOKENIZERS_PARALLELISM"]:
     os.environ.pop(name, None)
-os.environ |= {"BATCHNLP_CACHE": CACHE, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+os.environ |= {
+    "BATCHNLP_CACHE": CACHE,
+    "HF_HUB_OFFLINE": "1",
+    "RAY_AUTH_MODE": "token",
+    "NO_COLOR": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402

@@ -231,6 +231,7 @@ def test_second_signal_leaves_at_once(docs: Path, classifier: str, tmp_path: Pat
     pq.write_table(pa.concat_tables([pq.read_table(docs, columns=["text"])] * 30), many)
     spec = job(many, out := tmp_path / "out", classifier)
     spec["source"] = {"path": str(many), "rows_per_shard": 30 * ROWS}
+    spec["engine"]["tokens_per_batch"] = 1  # one document a batch: half a minute at least
     process = start(tmp_path, spec)
     assert process.stderr is not None
     while "docs/s" not in (line := process.stderr.readline()):
