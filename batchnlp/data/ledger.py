@@ -32,6 +32,7 @@ from batchnlp.types import InputFile, Part, Plan, Resolved, Segment, Shard
 FORMAT = 1
 CURRENT = "_batchnlp/current.json"
 SUCCESS = "_SUCCESS"
+DROPPED = ".dropped-"
 
 
 class Ledger:
@@ -102,6 +103,7 @@ class Ledger:
             raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
         folder = staging_folder(self.control, part.shard, part.attempt)
         if self.store.read(f"{self.control}/commits/{part.shard:05d}.json") is not None:
+            self.publish(self.committed(part.shard))  # whoever committed it may have died before it did that
             self.store.remove(folder)
             return False
         for file in part.files:
@@ -110,8 +112,7 @@ class Ledger:
                 raise CorruptError(f"{path} is not there as written", "do all replicas see the same output directory?")
         record = to_json({**asdict(part), "invocation": invocation})
         first = self.store.create(f"{self.control}/commits/{part.shard:05d}.json", record)
-        if first:
-            self.publish(part)
+        self.publish(part if first else self.committed(part.shard))
         self.store.remove(folder)
         return first
 
@@ -119,18 +120,27 @@ class Ledger:
         """Link the committed files to where readers look. Idempotent."""
         folder = staging_folder(self.control, part.shard, part.attempt)
         for file in part.files:
-            if os.path.exists(self.store.path(file.name)):
+            target = self.store.path(file.name)
+            staged = os.path.exists(self.store.path(f"{folder}/{file.name}"))
+            if not staged and os.path.exists(target) and os.path.getsize(target) == file.size:
                 continue
-            if not os.path.exists(self.store.path(f"{folder}/{file.name}")):
+            if not staged:
                 hint = f"to compute the shard again, remove {self.control}/commits/{part.shard:05d}.json"
                 raise CorruptError(f"{self.store.path(file.name)} was committed and is gone", hint)
-            self.store.publish(f"{folder}/{file.name}", file.name)
+            try:
+                self.store.publish(f"{folder}/{file.name}", file.name)
+            except FileNotFoundError:  # another driver published it and swept the staging folder meanwhile
+                if not os.path.exists(target):
+                    raise
 
     def recover(self, shards: Iterable[Shard], invocation: str) -> dict[int, Part]:
         """After a crash: publish all commits again, adopt finished attempts that have none, sweep the rest."""
         by_index = {shard.index: shard for shard in shards}
         done = self.commits()
         for part in done.values():
+            if part.shard not in by_index or part.rows != by_index[part.shard].rows:
+                hint = f"remove {self.store.path(self.control)} and run the job again"
+                raise CorruptError(f"the commit of shard {part.shard} belongs to another plan", hint)
             self.publish(part)
         for name in self.store.names(f"{self.control}/staging"):
             found = self._finished(name)
@@ -161,13 +171,16 @@ class Ledger:
 
     def finish(self, parts: dict[int, Part], about: dict[str, Any], *, success: bool) -> None:
         """Write the manifest, then, if the run is a success, `_SUCCESS`. Both can be written again."""
+        for part in parts.values():
+            self.publish(part)
         total = sums(parts.values())
         ordered = [parts[i] for i in sorted(parts)]
         files = [{**asdict(f), "shard": part.shard} for part in ordered for f in part.files]
         tree = {"run": self.run, "fingerprint": self.fingerprint, **about, **total, "success": success, "files": files}
         self.store.replace(f"{self.control}/manifest.json", to_json(tree))
         if not success:
-            self.store.remove(SUCCESS)  # of a run before, or under another limit
+            if self.fingerprint in (live(self.store) or [self.fingerprint]):
+                self.store.remove(SUCCESS)  # ours, under another limit; a run that stands beside us keeps its own
         else:
             self.store.replace(SUCCESS, to_json({"run": self.run, "rows": total["rows"], "dead": total["dead"]}))
         self.store.remove(f"{self.control}/staging")
@@ -179,7 +192,13 @@ class Ledger:
         return json.loads(data) if data else None
 
     def drop(self) -> None:
-        """Remove this run's published files and its control directory."""
+        """Remove this run's published files and its control directory.
+
+        The directory is renamed first: a crash in between must not leave half of it to a later run of the same job.
+        """
+        whole, self.control = self.control, f"_batchnlp/{DROPPED}{self.fingerprint}"
+        if os.path.isdir(self.store.path(whole)):
+            os.rename(self.store.path(whole), self.store.path(self.control))
         for part in self.commits().values():
             for file in part.files:
                 self.store.remove(file.name)
@@ -215,6 +234,13 @@ def fingerprints(store: LocalStore) -> list[str]:
     return [name for name in store.names("_batchnlp") if len(name) == 64]
 
 
+def sweep_dropped(store: LocalStore) -> None:
+    """Finish what a crash interrupted in `Ledger.drop`."""
+    for name in store.names("_batchnlp"):
+        if name.startswith(DROPPED):
+            Ledger(store, name.removeprefix(DROPPED)).drop()
+
+
 def open_ledgers(root: str) -> list[Ledger]:
     """The live runs of an output, or OutputError where there is none."""
     store = LocalStore(root)
@@ -230,6 +256,6 @@ def _input_file(tree: dict[str, Any]) -> InputFile:
 
 
 def _remove_empty(store: LocalStore, folder: str) -> None:
-    while folder and not os.listdir(store.path(folder)):
+    while folder and os.path.isdir(store.path(folder)) and not os.listdir(store.path(folder)):
         os.rmdir(store.path(folder))
         folder = os.path.dirname(folder)

@@ -92,8 +92,13 @@ class LocalStore:
         """A hard link: no copy, and the name appears only when the content is whole."""
         target = self.path(name)
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        with suppress(FileExistsError):
+        try:
             os.link(self.path(source), target)
+        except FileExistsError:
+            if not os.path.samefile(self.path(source), target):  # damaged, and now computed again
+                temporary = os.path.join(os.path.dirname(target), f".tmp-{uuid.uuid4().hex}")
+                os.link(self.path(source), temporary)
+                os.replace(temporary, target)
         fsync(os.path.dirname(target))
 
     def remove(self, name: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, sums
+from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, sums, sweep_dropped
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan, prepare
@@ -127,6 +127,7 @@ class _Run:
         self.replicas = 1
 
     def run(self) -> RunResult:
+        sweep_dropped(self.store)
         plan, resolved, threads = self._plan()
         if self.spec.output.mode == "new":
             set_live(self.store, [plan.fingerprint])
@@ -214,18 +215,18 @@ class _Run:
         manifest = self.ledger.manifest()
         if manifest is None or self.new or manifest["success"] != success or self.store.read(SUCCESS) is None:
             self.ledger.finish(self.parts, {**self.prepared.about, "invocation": self.invocation}, success=success)
-        self._make_live()
+        self._make_live(success)
         if success:
             return self._result("done", plan, resolved, resumed, 0, "" if self.new else "all is done already")
         message = f"{dead} dead letters, {allowed} allowed by limits.max_failed {self.spec.limits.max_failed}"
         return self._result("failed", plan, resolved, resumed, 1, message)
 
-    def _make_live(self) -> None:
+    def _make_live(self, success: bool) -> None:
         """append: beside what is there; overwrite: in its place, and only then are the old parts removed."""
         mine, others = self.prepared.fingerprint, [f for f in live(self.store) if f != self.prepared.fingerprint]
         if self.spec.output.mode == "append":
             set_live(self.store, [*others, mine])
-        elif self.spec.output.mode == "overwrite":
+        elif self.spec.output.mode == "overwrite" and (success or not others):  # a failed run replaces nothing
             set_live(self.store, [mine])
             for other in {*others, *fingerprints(self.store)} - {mine}:  # also those that a crash here once left over
                 Ledger(self.store, other).drop()

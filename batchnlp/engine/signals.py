@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import psutil
@@ -33,9 +33,12 @@ class Interrupt:
     def handle(self, number: int, frame: FrameType | None) -> None:
         """First: remember. Second: take the children along and leave."""
         if self.signal:
-            for child in psutil.Process().children(recursive=True):
-                child.kill()
-            os._exit(128 + number)
+            try:
+                for child in psutil.Process().children(recursive=True):
+                    with suppress(psutil.Error):  # it may have gone by itself
+                        child.kill()
+            finally:
+                os._exit(128 + number)
         self.signal = number
         name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         os.write(sys.stderr.fileno(), f"\n{name}: finishing what is under way; once more ends at once\n".encode())
