@@ -151,6 +151,15 @@ def test_set_does_not_change_what_was_given() -> None:
         ({"engine__replicas": 0}, "the job: engine.replicas: "),
         ({"output__partition_by": "lang"}, "the job: output.partition_by names 'lang', which source.keep does not"),
         ({"task__kind": "classify"}, "the job: task.labels and task.template belong to zero-shot, not to classify"),
+        ({"task__labels": [True, False]}, "the job: task.labels: True is not text; put it in quotes"),
+        ({"task__labels": {"yes": None}}, "the job: task.labels: None is not text; put it in quotes"),
+        ({"task__labels": ["a", "b", "a"]}, "the job: task.labels: 'a' is there twice; name each label once"),
+        ({"task__labels": {1: "one", "1": "uno"}}, "the job: task.labels: '1' is there twice"),
+        (
+            {"output__path": "s3://bucket/out"},
+            "the job: output.path: s3://bucket/out is a URI, and results can only be",
+        ),
+        ({"output__path": " "}, "the job: output.path is empty; name a directory"),
     ],
 )
 def test_what_cannot_be_is_one_line(more: Tree, message: str) -> None:
@@ -192,7 +201,14 @@ def test_aliases_are_refused(job: Callable[..., Path]) -> None:
         ("just words", "holds no job"),
         ("a: !!python/object/apply:os.system ['true']", "is not valid YAML"),
         ("a: 1\n" * 300_000, "has more than"),
-        ("1: x\nsource: {path: a}\ntask: {kind: embed, model: m}\noutput: {path: o}\n", "[Kk]ey"),
+        (
+            "1: x\nsource: {path: a}\ntask: {kind: embed, model: m}\noutput: {path: o}\n",
+            "the key 1 of the job is not text",
+        ),
+        ("source: {path: a}\ntask: {kind: embed, no: m}\noutput: {path: o}\n", "the key False of the job is not text"),
+        ("source:\n  path: a\n  text: b\n  path: c\n", r"the key path is there twice, again in line 4"),
+        ("job: 2024-13-45", "is not valid YAML: month must be in 1..12"),
+        ("[" * 5000, "is not valid YAML: maximum recursion depth"),
         ("source: corpus\ntask: {kind: embed, model: m}\noutput: {path: o}\n", "source"),
     ],
 )
@@ -200,6 +216,11 @@ def test_files_that_are_no_jobs(job: Callable[..., Path], text: str, message: st
     with pytest.raises(SpecError, match=message) as caught:
         load_spec(job(text))
     assert "\n" not in str(caught.value)
+
+
+def test_the_home_directory_may_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert build_spec(tree(output__path="~/results")).output.path == "/home/someone/results"
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:

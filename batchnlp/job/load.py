@@ -23,19 +23,27 @@ MAX_SPEC_BYTES = 1 << 20
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loading without aliases: a few lines of them can unfold to gigabytes."""
+    """Safe loading without aliases, of which a few lines can unfold to gigabytes, and without a key that is there twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise SpecError("the job uses YAML aliases (*name), which are not allowed", "write the value out")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ValueError(f"the key {key.value} is there twice, again in line {key.start_mark.line + 1}")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text; `where` names it in errors."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SpecError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -83,6 +91,11 @@ def build_spec(
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    for key in tree:
+        if not isinstance(key, str):
+            raise SpecError(
+                f"the key {key!r} of the job is not text", "put it in quotes; yes, no, on, off are booleans"
+            )
     return {k: _copy(v) if isinstance(v, Mapping) and k != "labels" else v for k, v in tree.items()}
 
 

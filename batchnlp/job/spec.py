@@ -6,7 +6,9 @@ the program can know by itself is `auto`; what it made of that is written into t
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
@@ -27,10 +29,17 @@ def _as_list(value: Any) -> Any:
 
 def _as_labels(value: Any) -> Any:
     """Labels as a list, as `a,b`, or as a mapping from label to the description the model is shown."""
-    if isinstance(value, dict):
-        return {str(k): str(v) for k, v in value.items()}
     names = _as_list(value)
-    return {str(n): str(n) for n in names} if isinstance(names, list) else names
+    if not isinstance(names, list | dict):
+        return names
+    pairs = list(names.items()) if isinstance(names, dict) else [(name, name) for name in names]
+    for text in (text for pair in pairs for text in pair):
+        if isinstance(text, bool) or not isinstance(text, str | int | float):
+            raise ValueError(f"task.labels: {text!r} is not text; put it in quotes (YAML takes yes, no, null for more)")
+    counts = Counter(str(name) for name, _ in pairs)
+    if twice := [name for name, n in counts.items() if n > 1]:
+        raise ValueError(f"task.labels: {twice[0]!r} is there twice; name each label once")
+    return {str(name): str(text) for name, text in pairs}
 
 
 Names = Annotated[list[str], BeforeValidator(_as_list)]
@@ -133,6 +142,15 @@ class OutputSpec(Section):
     mode: Literal["new", "append", "overwrite"] = Field(
         "new", description="Another job's results in the same place: refuse, add to them, or replace them when done."
     )
+
+    @field_validator("path")
+    @classmethod
+    def _check(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("output.path is empty; name a directory")
+        if "://" in value:
+            raise ValueError(f"output.path: {value} is a URI, and results can only be written to local paths for now")
+        return os.path.expanduser(value)
 
 
 class LimitsSpec(Section):
