@@ -21,6 +21,7 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
 OnLong = Literal["window", "truncate", "fail"]
+WIDTHS = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")  # what config.json calls the width of the states
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,12 @@ class ModelFiles:
     config: dict[str, Any]  # config.json
     max_length: int  # tokens a sequence may have, special tokens included
     modules: tuple[dict[str, Any], ...] = ()  # sentence-transformers modules after the transformer, in order
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the model's states; 0 where config.json does not tell it."""
+        configs = self.config, self.config.get("text_config") or {}
+        return int(next((c[name] for c in configs for name in WIDTHS if c.get(name)), 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def resolve(engine: Any, model: ModelFiles, hardware: Hardware) -> Resolved:
 
 def token_bytes(model: ModelFiles, dtype: str) -> int:
     """Activation memory of one token, roughly: the inputs, middles and outputs of feed-forward and attention."""
-    hidden = int(model.config.get("hidden_size") or model.config.get("dim") or model.config.get("d_model") or 1024)
+    hidden = model.hidden_size or 1024
     middle = int(model.config.get("intermediate_size") or model.config.get("hidden_dim") or 4 * hidden)
     return (2 * middle + 8 * hidden) * (2 if dtype == "bfloat16" else 4)
 

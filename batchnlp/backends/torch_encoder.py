@@ -145,8 +145,7 @@ class Pooler:
 
     def __init__(self, model: ModelFiles, device: torch.device) -> None:
         self._modes = next((m["modes"] for m in model.modules if m["type"] == "Pooling"), ["mean"])
-        hidden = int(model.config.get("hidden_size") or model.config.get("dim") or model.config["d_model"])
-        self.width = hidden * len(self._modes)
+        self.width = model.hidden_size * len(self._modes)
         self._dense = torch.nn.Sequential()
         for module in model.modules:
             if module["type"] == "Dense":

@@ -5,15 +5,19 @@ Everything that can be refused is refused here, in seconds: wrong paths, columns
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from batchnlp import __version__, registry
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.data.sources import Source
+from batchnlp.data.sources.storage import reason
 from batchnlp.errors import SourceError, SpecError
 from batchnlp.job.identity import fingerprint, fingerprint_facts, job_name
 from batchnlp.job.spec import JobSpec
@@ -79,7 +83,30 @@ def result_schema(spec: JobSpec, source: Source, task: Task) -> pa.Schema:
     if double:
         hint = "leave it out of source.keep; the id is always there" if double[0] == "id" else "rename it in the source"
         raise SourceError(f"the kept column {double[0]!r} has the name of a result column", hint)
-    return pa.schema([pa.field(f.name, _plain(f.type)) for f in fields])
+    schema = pa.schema([pa.field(f.name, _plain(f.type)) for f in fields])
+    _check_written(schema)
+    _check_partitions(schema, spec.output.partition_by)
+    return schema
+
+
+def _check_written(schema: pa.Schema) -> None:
+    """Parquet takes no empty structs, intervals and unions: asked here, not after hours."""
+    for field in schema:
+        try:
+            pq.write_table(pa.schema([field]).empty_table(), io.BytesIO())
+        except pa.ArrowException as error:
+            message = f"the column {field.name!r} is {field.type}, which Parquet cannot hold: {reason(error)}"
+            raise SourceError(message, "leave it out of source.keep, or convert it in the source") from None
+
+
+def _check_partitions(schema: pa.Schema, keys: list[str]) -> None:
+    """Only values with one exact and readable way to be written make a directory's name."""
+    for key in keys:
+        kind = schema.field(key).type
+        exact = pt.is_string, pt.is_large_string, pt.is_integer, pt.is_boolean, pt.is_temporal, pt.is_decimal
+        if not any(check(kind) for check in exact):
+            hint = "partition by strings, whole numbers, booleans or dates"
+            raise SourceError(f"output.partition_by names {key!r}, which is {kind}", hint)
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -13,14 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchnlp.errors import ModelError
 from batchnlp.tasks.base import TextTask, merge
 from batchnlp.tasks.labels import finite_rows
-from batchnlp.types import Encoded, Float32, ModelFiles, Raw
+from batchnlp.types import WIDTHS, Encoded, Float32, ModelFiles, Raw
 
 
 def vector_size(model: ModelFiles) -> int:
     """Width of the model's vectors, after its dense layers."""
-    size = int(model.config.get("hidden_size") or model.config.get("dim") or model.config["d_model"])
+    size = model.hidden_size
+    if not size:
+        raise ModelError(f"{model.name} does not tell the width of its vectors", f"config.json has no {WIDTHS[0]}")
     for module in model.modules:
         if module["type"] == "Pooling":
             size *= len(module["modes"])
@@ -43,6 +46,9 @@ class Embed(TextTask):
 
     def __init__(self, model: ModelFiles, spec: Any) -> None:
         super().__init__(model, spec)
+        if model.config.get("is_encoder_decoder"):
+            hint = "use an encoder, at best one with sentence-transformers files"
+            raise ModelError(f"{model.name} has a decoder beside its encoder, and embed would need one of them", hint)
         if spec.prompt is None:  # sentence-transformers puts a model's default prompt before every text
             self.prompt = next((module["text"] for module in model.modules if module["type"] == "Prompt"), "")
         by_model = any(module["type"] == "Normalize" for module in model.modules)

@@ -75,7 +75,7 @@ def _add(
         kind = own.get(name) or _type_in(file, schema, name, own)
         if name == config.text and not is_text(kind):
             raise SourceError(f"{file.name}: the text column {name} is {kind}, not text", "choose another source.text")
-        if name == config.id and pt.is_nested(kind):
+        if name == config.id and (pt.is_nested(kind) or _is_binary(plain(kind))):
             raise SourceError(f"{file.name}: the id column {name} is {kind}", "choose numbers or strings as source.id")
         kind = pa.large_string() if name == config.text else plain(kind)
         before, first = found.get(name, (kind, file))
@@ -86,6 +86,10 @@ def _add(
                 "make the types the same, or process the files in two jobs",
             )
         found[name] = (merged, first)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pt.is_binary(kind) or pt.is_large_binary(kind) or pt.is_fixed_size_binary(kind))
 
 
 def _type_in(file: InputFile, schema: pa.Schema, name: str, own: dict[str, pa.DataType]) -> pa.DataType:

@@ -1,0 +1,85 @@
+"""What would end a run half-way is refused before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+
+import batchnlp
+from batchnlp.engine.planner import Prepared, prepare
+from batchnlp.errors import ModelError, SourceError
+from batchnlp.job.load import build_spec
+
+
+def preflight(path: Path, model: str, kind: str = "classify", **more: Any) -> Prepared:
+    """`more` has flags with `__` for the dot."""
+    tree = {
+        "source": {"path": str(path)}, "task": {"kind": kind, "model": model}, "output": {"path": str(path) + ".out"},
+    }  # fmt: skip
+    return prepare(build_spec(tree, flags={key.replace("__", "."): value for key, value in more.items()}))
+
+
+def table(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table({"text": ["a game"], **columns}), path / "a.parquet")
+    return path / "a.parquet"
+
+
+# --- columns
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(2), pa.dictionary(pa.int8(), pa.binary())])
+def test_a_binary_id_is_refused(tmp_path: Path, classifier: str, kind: pa.DataType) -> None:
+    path = table(tmp_path, key=pa.array([b"\xff\x00"], pa.binary()).cast(kind))
+    with pytest.raises(
+        SourceError, match=r"the id column key is .*binary.*\(choose numbers or strings as source\.id\)"
+    ):
+        preflight(path, classifier, source__id="key")
+
+
+@pytest.mark.parametrize("value", [b"\xff", 0.5, ["a"], {"a": 1}], ids=str)
+def test_what_makes_no_directory_name_is_no_partition(tmp_path: Path, classifier: str, value: Any) -> None:
+    path = table(tmp_path, key=[value])
+    with pytest.raises(SourceError, match=r"output\.partition_by names 'key', which is .*partition by strings"):
+        preflight(path, classifier, source__keep="key", output__partition_by="key")
+
+
+def test_strings_whole_numbers_booleans_and_dates_are_partitions(tmp_path: Path, classifier: str) -> None:
+    day = pa.array([0], pa.int32()).cast(pa.date32())
+    path = table(tmp_path, s=pa.array(["x"]).dictionary_encode(), n=[1], b=[True], d=day, none=pa.nulls(1))
+    preflight(path, classifier, source__keep="s,n,b,d,none", output__partition_by="s,n,b,d,none")
+
+
+def test_a_kept_column_that_parquet_cannot_hold_is_named(tmp_path: Path, classifier: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a game", "meta": {}}\n')
+    with pytest.raises(
+        SourceError, match=r"the column 'meta' is struct<>, which Parquet cannot hold: .*no child field"
+    ):
+        preflight(tmp_path / "a.jsonl", classifier, source__keep="meta")
+
+
+# --- models
+
+
+def test_embed_with_a_decoder_whose_width_has_another_name(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2Model
+
+    GPT2Model(GPT2Config(vocab_size=30522, n_embd=16, n_layer=1, n_head=2, n_positions=32)).save_pretrained(tmp_path)
+    tiny.save_tokenizer(tmp_path)
+    got = batchnlp.apply("embed", ["a game", "of the new kernel"], model=str(tmp_path), engine={"dtype": "float32"})
+    assert got.schema.field("embedding").type == pa.list_(pa.float32(), 16)
+    assert got["error"].null_count == 2
+
+
+def test_embed_with_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    from transformers import T5Config, T5Model
+
+    config = T5Config(vocab_size=30522, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5Model(config).save_pretrained(tmp_path)
+    tiny.save_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match="has a decoder beside its encoder"):
+        preflight(table(tmp_path), str(tmp_path), "embed")
