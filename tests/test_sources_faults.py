@@ -1,6 +1,8 @@
 """Damage: what is broken is named, what is whole is read, and nothing shifts."""
 
+import errno
 import gzip
+import io
 import os
 import pickle
 import tracemalloc
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchnlp.data.sources import Source
-from batchnlp.errors import CorruptError, SourceError
+from batchnlp.errors import CorruptError, SourceError, StoppedError
 from batchnlp.types import SourceConfig
 
 
@@ -87,6 +89,31 @@ def test_truncated_gzip_is_refused_by_the_plan(tmp_path: Path) -> None:
     with pytest.raises(CorruptError, match=r"a\.txt\.gz cannot be read"):
         source.spool_into(str(tmp_path / "spool"))
     assert os.listdir(tmp_path / "spool") == []
+
+
+def test_a_full_disk_is_not_the_fault_of_the_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\ntwo\n"))
+    source = Source.open(config(tmp_path / "*.gz"))
+
+    class Full(io.BytesIO):
+        def writelines(self, blocks: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", lambda *args: Full())
+    with pytest.raises(StoppedError, match=r"no space left below .*spool \(make room and run the same command again"):
+        source.spool_into(str(tmp_path / "spool"))
+
+
+def test_a_decompression_bomb_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchnlp.data.sources.storage.BOMB_BYTES", 1 << 20)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one\ntwo\n"))
+    (tmp_path / "b.txt.zst").write_bytes(pa.compress(b"\n" * (32 << 20), "zstd", asbytes=True))
+    source = Source.open(config(tmp_path, format="text"))
+    with pytest.raises(
+        CorruptError, match=r"b\.txt\.zst grows more than 1,000 times .*looks like a decompression bomb"
+    ):
+        source.spool_into(str(tmp_path / "spool"))
+    assert len(os.listdir(tmp_path / "spool")) == 1, "the harmless one"
 
 
 def test_the_spool_is_made_once_and_used_everywhere(tmp_path: Path) -> None:

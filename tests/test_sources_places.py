@@ -1,5 +1,6 @@
 """What a path may be, what files are called, and what is said when there is nothing to read."""
 
+import errno
 import json
 import os
 import sys
@@ -57,6 +58,60 @@ def test_a_directory_is_read_recursively_in_order(tmp_path: Path) -> None:
     assert names(source) == ["a.parquet", "b/1.csv", "b/2.jsonl"]
     assert contents(source) == names(source)
     assert [file.format for file in source.files] == ["parquet", "csv", "jsonl"]
+
+
+def test_results_inside_the_corpus_are_no_part_of_it(tmp_path: Path) -> None:
+    """A second job over the same directory, or the first one again, must not read what the first one wrote."""
+    put(tmp_path / "a.parquet", "a")
+    put(tmp_path / "mine" / "lang=de" / "part-0.parquet", "mine")
+    put(tmp_path / "other" / "part-0.parquet", "of another job")
+    put(tmp_path / "other" / "_batchnlp" / "fp" / "dead" / "dead-0.parquet", "dead")
+    (tmp_path / "other" / "_SUCCESS").touch()
+
+    def read(*paths: Path | str) -> list[str]:
+        return contents(Source.open(config(*paths), str(tmp_path / "mine")))
+
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    assert read(tmp_path) == ["a"]
+    assert read(tmp_path / "**/*.parquet") == ["a", "of another job"], "a pattern means what it says"
+    assert read(tmp_path / "other") == read(tmp_path / "other/part-*.parquet") == ["of another job"]
+    for path in ("mine", "mine/lang=de", "mine/lang=de/*.parquet", "link", "other/../mine"):
+        with pytest.raises(SourceError, match=r"is in the output of this job \(choose an output\.path outside"):
+            read(tmp_path / path)
+    with pytest.raises(SourceError, match=r"is among the control files of a run \(its results are beside them\)"):
+        read(tmp_path / "other/_batchnlp/fp/dead/*.parquet")
+
+
+def test_links_to_directories_are_followed_and_count_once(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere" / "x.jsonl", "x")
+    put(tmp_path / "corpus" / "a" / "y.jsonl", "y")
+    (tmp_path / "corpus" / "far").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "corpus" / "z-again").symlink_to(tmp_path / "corpus" / "a")
+    (tmp_path / "corpus" / "a" / "loop").symlink_to(tmp_path / "corpus")
+    assert names(Source.open(config(tmp_path / "corpus"))) == ["a/y.jsonl", "far/x.jsonl"]
+
+
+@pytest.mark.parametrize("path", ["", "*.jsonl", "b.jsonl"])
+def test_a_link_to_nothing_is_no_document_lost_in_silence(tmp_path: Path, path: str) -> None:
+    put(tmp_path / "a.jsonl", "a")
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(SourceError, match=r"b\.jsonl is a link to nothing \(mend it, or leave it out\)"):
+        Source.open(config(tmp_path / path))
+
+
+def test_a_directory_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / "a" / "a.jsonl", "a")
+    put(tmp_path / "b" / "b.jsonl", "b")
+    scandir = os.scandir
+
+    def denied(path: str) -> object:
+        if str(path).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(SourceError, match=r"/b cannot be listed: Permission denied \(make it readable, or leave"):
+        Source.open(config(tmp_path))
 
 
 def test_globs_and_files_count_once(tmp_path: Path) -> None:
@@ -119,6 +174,9 @@ def test_data_sets_saved_to_disk(tmp_path: Path) -> None:
     assert contents(Source.open(config(tmp_path / "two", split="test"))) == ["t0", "t1", "t2"]
     with pytest.raises(SourceError, match=r"no split 'tset', only train, test \(did you mean test\?\)"):
         Source.open(config(tmp_path / "two", split="tset"))
+    next((tmp_path / "one").glob("*.arrow")).unlink()
+    with pytest.raises(SourceError, match=r"arrow cannot be read: No such file"):
+        Source.open(config(tmp_path / "one"))
     datasets.DatasetDict({"dev": one}).save_to_disk(tmp_path / "three")
     assert len(contents(Source.open(config(tmp_path / "three")))) == 30
 

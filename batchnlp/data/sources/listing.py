@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import takewhile
 
 from batchnlp.data.sources import partitions
-from batchnlp.data.sources.places import Found, find
+from batchnlp.data.sources.places import CONTROL, Found, find, local
 from batchnlp.data.sources.storage import is_remote
 from batchnlp.errors import SourceError
 from batchnlp.types import InputFile, SourceConfig
@@ -34,22 +34,42 @@ def split_suffix(path: str) -> tuple[str | None, str | None]:
     return (None, None) if compression and found and found not in LINES else (found, compression)
 
 
-def list_files(config: SourceConfig) -> tuple[InputFile, ...]:
-    """All files of the corpus, in the order of the paths, sorted inside each."""
+def list_files(config: SourceConfig, output: str | None = None) -> tuple[InputFile, ...]:
+    """All files of the corpus, in the order of the paths, sorted inside each; without those that `output` holds."""
     if not config.paths:
         raise SourceError("source.path is empty", "name a file, a directory, a glob or a URI")
     if config.format is not None and config.format not in FORMATS:
         raise SourceError(f"source.format {config.format!r} is unknown", f"one of {', '.join(FORMATS)}")
     found: dict[str, InputFile] = {}
     for path in config.paths:
-        for file in _listed(path, config):
+        _refuse_results(path, output)
+        for file in _listed(path, config, output):
             found.setdefault(file.path, file)
     return _named(found.values())
 
 
-def _listed(path: str, config: SourceConfig) -> list[InputFile]:
+def _refuse_results(path: str, output: str | None) -> None:
+    """Results as their own input would make another corpus of it each time; control files are no corpus at all."""
+    if is_remote(path.removeprefix("file://")):
+        return
+    full = local(path)
+    if CONTROL in full.split(os.sep):
+        raise SourceError(f"{path} is among the control files of a run", "its results are beside them")
+    if output and _below(full, output):
+        raise SourceError(f"{path} is in the output of this job", "choose an output.path outside of it")
+
+
+def _below(path: str, top: str) -> bool:
+    real, above = os.path.realpath(path), os.path.realpath(top)
+    return real == above or real.startswith(os.path.join(above, ""))
+
+
+def _listed(path: str, config: SourceConfig, output: str | None) -> list[InputFile]:
     place = find(path, config.split)
-    files = [file for entry in place.files if (file := _input(entry, place.format or config.format)) is not None]
+    folders = {os.path.dirname(entry.path) for entry in place.files if output and not is_remote(entry.path)}
+    mine = {folder for folder in folders if _below(folder, str(output))}
+    entries = [entry for entry in place.files if os.path.dirname(entry.path) not in mine]
+    files = [file for entry in entries if (file := _input(entry, place.format or config.format)) is not None]
     if files:
         return files
     if place.exact:

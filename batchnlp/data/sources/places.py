@@ -13,6 +13,7 @@ from batchnlp.errors import MissingExtraError, SourceError
 from batchnlp.types import nearest
 
 DATASETS = "datasets://"
+CONTROL = "_batchnlp"  # what an output of ours is known by
 
 
 class Found(NamedTuple):
@@ -35,20 +36,24 @@ def find(path: str, split: str | None) -> Place:
     """What is at `path`."""
     if path.startswith(DATASETS):
         return _data_set(path, split)
-    if path.startswith("file://"):
-        return find(path.removeprefix("file://"), split)
-    return _remote(path) if is_remote(path) else _local(path, split)
+    return _remote(path) if is_remote(path.removeprefix("file://")) else _local(path, split)
+
+
+def local(path: str) -> str:
+    """The absolute path of a local one."""
+    return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
 
 
 def _local(path: str, split: str | None) -> Place:
-    full = os.path.abspath(os.path.expanduser(path))
-    if os.path.isfile(full):
+    full = local(path)
+    if os.path.isfile(full) or (os.path.islink(full) and not os.path.isdir(full)):
         return Place([_stat(full)], exact=True)
     if os.path.isdir(full):
         saved = _saved(full, split)
         return Place(_stats(saved), format="arrow") if saved is not None else Place(_stats(_walk(full)))
     if glob.has_magic(path):
         matched = sorted(glob.glob(full, recursive=True))
+        matched = [match for match in matched if CONTROL not in match.split(os.sep)]
         files = [file for match in matched for file in (_walk(match) if os.path.isdir(match) else [match])]
         if files:
             return Place(_stats(files))
@@ -66,20 +71,36 @@ def _hint(full: str) -> str:
 
 
 def _walk(top: str) -> list[str]:
-    """Files below `top`, but nothing hidden (`.`) and nothing that is not data by convention (`_`)."""
+    """Files below `top`, but nothing hidden (`.`), nothing that is not data by convention (`_`), and no output of
+    batchnlp unless it is `top` itself. Links are followed, and a directory counts once."""
     found: list[str] = []
-    for directory, inner, names in os.walk(top):
-        inner[:] = [name for name in inner if not name.startswith(("_", "."))]
+    seen: set[str] = set()
+    for directory, inner, names in os.walk(top, onerror=_unlisted, followlinks=True):
+        real = os.path.realpath(directory)
+        if real in seen or (directory != top and os.path.isdir(os.path.join(directory, CONTROL))):
+            inner.clear()
+            continue
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith(("_", ".")))
         found += [os.path.join(directory, name) for name in names if not name.startswith(("_", "."))]
     return sorted(found)
 
 
+def _unlisted(error: OSError) -> None:
+    raise SourceError(f"{error.filename} cannot be listed: {error.strerror}", "make it readable, or leave it out")
+
+
 def _stats(paths: Iterable[str]) -> list[Found]:
-    return [_stat(path) for path in paths if os.path.isfile(path)]
+    """Files and what cannot be looked at, which fails; pipes and sockets are left out."""
+    return [_stat(path) for path in paths if os.path.isfile(path) or not os.path.exists(path)]
 
 
 def _stat(path: str) -> Found:
-    state = os.stat(path)
+    try:
+        state = os.stat(path)
+    except OSError as error:
+        what = "is a link to nothing" if os.path.islink(path) else f"cannot be read: {error.strerror}"
+        raise SourceError(f"{path} {what}", "mend it, or leave it out") from None
     return Found(path, state.st_size, str(state.st_mtime_ns))
 
 

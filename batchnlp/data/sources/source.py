@@ -35,9 +35,10 @@ class Source:
         self._readers: dict[str, Reader] = {name: make(self._store, config) for name, make in READERS.items()}
 
     @classmethod
-    def open(cls, config: SourceConfig) -> Source:
-        """Lists the files and checks their columns; writes nothing. Every problem is a `SourceError`."""
-        listed = list_files(config)
+    def open(cls, config: SourceConfig, output: str | None = None) -> Source:
+        """Lists the files, less those in `output`, and checks their columns; writes nothing. Every problem is a
+        `SourceError`."""
+        listed = list_files(config, output)
         store = Store()
         readers = {name: make(store, config) for name, make in READERS.items()}
         files, schema = agree(config, listed, lambda file: readers[file.format].inspect(file))

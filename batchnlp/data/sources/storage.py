@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from batchnlp.data.sources.base import BLOCK
+from batchnlp.data.store import explain_full
 from batchnlp.errors import BatchnlpError, CorruptError, MissingExtraError, SourceError
 from batchnlp.types import InputFile
 
 CODECS = {"gz": "gzip", "zst": "zstd"}
+BOMB_BYTES, BOMB_RATIO = 1 << 30, 1000  # text does not shrink that much
 STAMPS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
@@ -135,16 +137,28 @@ class Store:
         copy = self._copy(file)
         if file.compression is None or copy is None or os.path.exists(copy):
             return
-        os.makedirs(os.path.dirname(copy), exist_ok=True)
-        temporary = f"{copy}.{os.getpid()}.tmp"
+        folder, temporary = os.path.dirname(copy), f"{copy}.{os.getpid()}.tmp"
         try:
-            with broken(file.name, CorruptError), self.stream(file) as stream, open(temporary, "wb") as out:
-                while block := stream.read(BLOCK):
-                    out.write(block)
-            os.replace(temporary, copy)
+            with explain_full(folder):
+                os.makedirs(folder, exist_ok=True)
+                with open(temporary, "wb") as out:
+                    out.writelines(self._blocks(file))
+                os.replace(temporary, copy)
         finally:
             if os.path.exists(temporary):
                 os.unlink(temporary)
+
+    def _blocks(self, file: InputFile) -> Iterator[bytes]:
+        """The decompressed bytes; what fails here is about the input, never about the disk that they go to."""
+        done = 0
+        with broken(file.name, CorruptError), self.stream(file) as stream:
+            while block := stream.read(BLOCK):
+                if (done := done + len(block)) > max(BOMB_BYTES, BOMB_RATIO * file.size):
+                    message = f"{file.name} grows more than {BOMB_RATIO:,} times when it is decompressed"
+                    raise CorruptError(
+                        message, "it looks like a decompression bomb; leave it out, or decompress it first"
+                    )
+                yield block
 
     def _copy(self, file: InputFile) -> str | None:
         if self.spool is None:
