@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import torch
+from transformers import AutoConfig, AutoModel
 
 import batchnlp
+from batchnlp.backends.model_files import OFFSET_POSITIONS, resolve_model
 from batchnlp.engine.planner import Prepared, prepare
 from batchnlp.errors import ModelError, SourceError
 from batchnlp.job.load import build_spec
@@ -83,3 +88,38 @@ def test_embed_with_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     tiny.save_tokenizer(tmp_path)
     with pytest.raises(ModelError, match="has a decoder beside its encoder"):
         preflight(table(tmp_path), str(tmp_path), "embed")
+
+
+@pytest.mark.parametrize(
+    ("kind", "pad"),
+    [
+        *((kind, pad) for kind in sorted(OFFSET_POSITIONS - {"layoutlmv3", "xmod"}) for pad in (1, 3)),
+        ("roberta", -1), ("bert", 0), ("electra", 3), ("distilbert", 3), ("nystromformer", 1),
+    ],
+)  # fmt: skip
+def test_the_limit_is_exactly_what_the_model_has_positions_for(tmp_path: Path, kind: str, pad: int) -> None:
+    """One less would cut documents for nothing, one more would end every long document."""
+    sizes = {
+        "vocab_size": 30522, "hidden_size": 24, "dim": 24, "hidden_dim": 24, "intermediate_size": 24, "embedding_size": 24,
+        "num_hidden_layers": 1, "n_layers": 1, "num_attention_heads": 2, "n_heads": 2, "attention_window": 4,
+        "entity_vocab_size": 9,
+    }  # fmt: skip
+    config = AutoConfig.for_model(kind, **sizes, max_position_embeddings=40, pad_token_id=pad, eos_token_id=102)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tiny.save_tokenizer(tmp_path)
+    limit = resolve_model(str(tmp_path), None).max_length
+    got = batchnlp.apply("embed", ["game " * 100, "short"], model=str(tmp_path), engine={"dtype": "float32"})
+    assert got["error"].to_pylist() == [None, None]
+    with torch.inference_mode():
+        model = AutoModel.from_pretrained(tmp_path).eval()
+        model(input_ids=torch.full((1, limit), 7))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, limit + 1), 7))
+
+
+def test_a_limit_of_the_tokenizer_can_be_raised_where_positions_have_none(classifier: str, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(classifier, tmp_path / "model"))
+    tree = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**tree, "model_type": "deberta-v2"}))
+    assert resolve_model(str(path), None).max_length == tiny.LIMIT
+    assert resolve_model(str(path), None, 500).max_length == 500

@@ -24,13 +24,11 @@ HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json", 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
                    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"]  # fmt: skip
 NO_LIMIT = 1 << 20  # tokenizers without a limit say 1e30
-LIMITLESS_POSITIONS = {
-    "t5",
-    "mt5",
-    "umt5",
-    "deberta-v2",
-    "xlnet",
-}  # relative positions: the config's number is no limit
+# Relative positions: the config's number is no limit.
+LIMITLESS_POSITIONS = {"t5", "mt5", "umt5", "deberta-v2", "xlnet"}
+# Positions that begin after the padding token's id: so many fewer tokens than the config's number.
+OFFSET_POSITIONS = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "xmod", "data2vec-text",
+                    "longformer", "mpnet", "luke", "ibert", "esm", "layoutlmv3", "lilt", "markuplm"}  # fmt: skip
 
 
 def resolve_model(name: str, revision: str | None, max_length: int | None = None) -> ModelFiles:
@@ -193,26 +191,27 @@ def _pooling_modes(name: str, config: dict[str, Any]) -> list[str]:
 
 
 def _max_length(name: str, path: Path, config: dict[str, Any], modules: int | None, asked: int | None) -> int:
-    """The least of what the positions, the tokenizer and sentence-transformers allow; `asked` may only lower it."""
-    limits = [NO_LIMIT]
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    if positions and config.get("model_type") not in LIMITLESS_POSITIONS:
-        offset = (config.get("pad_token_id") or 0) + 1 if "roberta" in config.get("model_type", "") else 0
-        if config.get("model_type") in {"camembert", "mpnet", "xlm-roberta"}:
-            offset = (config.get("pad_token_id") or 0) + 1
-        limits.append(int(positions) - offset)
+    """The least of what the positions, the tokenizer and sentence-transformers allow; `asked` goes up to the first."""
+    hard = _positions(config)
+    if asked is not None:
+        if asked > hard:
+            message = f"task.max_length {asked} is over the model's {hard} positions"
+            raise ModelError(message, f"at most {hard} for {name}")
+        return asked
     file = path / "tokenizer_config.json"
-    if file.is_file():
-        limits.append(int(min(_json(file).get("model_max_length") or NO_LIMIT, NO_LIMIT)))
-    if modules:
-        limits.append(int(modules))
-        limits = [limit for limit in limits if limit > 0]
-    if asked is None:
-        return min(limits)
-    hard = min(limits[:2])  # the model's own positions: more would index past the end
-    if asked > hard:
-        raise ModelError(f"task.max_length {asked} is over the model's {hard} positions", f"at most {hard} for {name}")
-    return asked
+    by_tokenizer = _json(file).get("model_max_length") if file.is_file() else None
+    return min(int(limit) for limit in (hard, min(by_tokenizer or NO_LIMIT, NO_LIMIT), modules) if limit and limit > 0)
+
+
+def _positions(config: dict[str, Any]) -> int:
+    """Tokens that the model has positions for: more would index past the end."""
+    positions = int(config.get("max_position_embeddings") or config.get("n_positions") or NO_LIMIT)
+    kind, pad = config.get("model_type"), config.get("pad_token_id")
+    if positions < 0 or kind in LIMITLESS_POSITIONS:
+        return NO_LIMIT
+    if kind not in OFFSET_POSITIONS:
+        return positions
+    return positions - (2 if pad is None or kind == "mpnet" else pad + 1)  # mpnet's is 1, whatever the config says
 
 
 def _check_pin(name: str, weights: list[Path], pin: str) -> None:

@@ -206,7 +206,7 @@ def load_model(model: ModelFiles, dtype: torch.dtype, kind: str) -> Any:
     missing = [key for key in info["missing_keys"] if kind == "scores" or "pooler" not in key]
     if missing:
         raise ModelError(f"{model.name} lacks the weights {sorted(missing)[0]}", "it was saved without its head")
-    if loaded.config.pad_token_id is None:
+    if loaded.config.pad_token_id is None or loaded.config.pad_token_id < 0:
         loaded.config.pad_token_id = loaded.config.eos_token_id if isinstance(loaded.config.eos_token_id, int) else 0
     return loaded.eval()
 
