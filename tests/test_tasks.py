@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -275,6 +276,59 @@ def test_embed_normalize_and_prompt_can_be_set(encoder: str) -> None:
     got = apply("embed", TEXTS[:5], encoder, normalize=False, prompt="query: ")
     want = [expected_vector(encoder, "query: " + x, ["mean"], lambda v: v, False) for x in TEXTS[:5]]
     np.testing.assert_allclose(np.array(got["embedding"].to_pylist()), torch.stack(want).numpy(), atol=1e-5)
+
+
+def test_every_window_carries_the_prompt_and_counts_are_of_the_document_s_own_tokens(encoder: str) -> None:
+    prompt = "of the kernel: "
+    head = plain(encoder, prompt)
+    got = apply("embed", TEXTS, encoder, normalize=False, prompt=prompt)
+    own = [windows(plain(encoder, text), ROOM - len(head)) for text in TEXTS]
+    want = []
+    for runs in own:
+        each = torch.stack([pooled(encoder, head + run, ["mean"]) * len(run) for run in runs])
+        want.append((each.sum(0) / sum(map(len, runs))).numpy())
+    np.testing.assert_allclose(np.array(got["embedding"].to_pylist()), np.array(want), atol=1e-5)
+    assert got["n_tokens"].to_pylist() == got["n_tokens_used"].to_pylist() == [sum(map(len, runs)) for runs in own]
+    assert got["n_windows"].to_pylist() == [len(runs) for runs in own]
+    fits = " ".join(["game"] * (ROOM - len(head)))
+    failed = apply("embed", [fits, fits + " game", "\x00"], encoder, prompt=prompt, on_long="fail")["error"].to_pylist()
+    short = ROOM - len(head)
+    assert failed[:2] == [None, f"too_long: {short + 1} tokens, the model takes {short}"]
+    assert failed[2].startswith("no_tokens"), "a prompt alone is no document"
+    with pytest.raises(ModelError, match=r"task\.prompt leaves no room for the text \(shorten it\)"):
+        apply("embed", TEXTS, encoder, prompt="game " * ROOM)
+
+
+@pytest.mark.parametrize("prompt", ["", "of the kernel: ", "of the kern"])
+def test_embed_equals_sentence_transformers_with_prompts_truncation_and_case(tmp_path: Path, prompt: str) -> None:
+    """`do_lower_case` with a tokenizer that keeps case; a prompt that ends inside a word; a text over the limit."""
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    path = Path(tiny.save_encoder(tmp_path, ("mean",), normalize=True))
+    for name, key in (("tokenizer.json", "normalizer"), ("tokenizer_config.json", None)):
+        tree = json.loads((path / name).read_text())
+        tree |= {key: {**tree[key], "lowercase": False}} if key else {"do_lower_case": False}
+        (path / name).write_text(json.dumps(tree))
+    texts = [*TEXTS, "ELS and Games", "THE Kernel", "Games\u0130"]
+    kept = apply("embed", texts, str(path), prompt=prompt, on_long="truncate")["embedding"].to_pylist()
+    (path / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": tiny.LIMIT, "do_lower_case": True}))
+    got = apply("embed", texts, str(path), prompt=prompt, on_long="truncate")["embedding"].to_pylist()
+    want = sentence_transformers.SentenceTransformer(str(path), device="cpu").encode(texts, prompt=prompt)
+    np.testing.assert_allclose(np.array(got), want, atol=1e-5)
+    assert np.abs(np.array(kept[-3:]) - want[-3:]).max() > 1e-3, "the case must matter, else nothing is proven"
+
+
+def test_a_prompt_that_the_pooling_leaves_out_is_refused(tmp_path: Path) -> None:
+    path = Path(tiny.save_encoder(tmp_path))
+    pooling = json.loads((path / "1_Pooling" / "config.json").read_text())
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({**pooling, "include_prompt": False}))
+    assert apply("embed", ["x"], str(path))["error"].to_pylist() == [None]
+    with pytest.raises(ModelError, match=r"leaves its prompt out of the pooling \(include_prompt\)"):
+        apply("embed", ["x"], str(path), prompt="query: ")
+
+
+def test_entailment_takes_no_prompt(nli: str) -> None:
+    with pytest.raises(SpecError, match=r"task\.prompt is for embedding models.*use task\.template"):
+        apply("zero-shot", ["x"], nli, labels=LABELS, prompt="query: ")
 
 
 def test_embed_equals_sentence_transformers_minilm() -> None:

@@ -147,10 +147,16 @@ def _sentence_modules(name: str, path: Path) -> tuple[tuple[dict[str, Any], ...]
         kind = module["type"].rpartition(".")[2]
         file = path / module["path"] / "config.json"
         if kind == "Transformer":
-            bert = path / module["path"] / "sentence_bert_config.json"
-            limit = _json(bert).get("max_seq_length") if bert.is_file() else None
+            bert = next(
+                iter(sorted((path / module["path"]).glob("sentence_*_config.json"))), None
+            )  # bert, roberta, ...
+            tree = _json(bert) if bert else {}
+            limit = tree.get("max_seq_length")
+            found += [{"type": "LowerCase"}] if tree.get("do_lower_case") else []
         elif kind == "Pooling":
-            found.append({"type": kind, "modes": _pooling_modes(name, _json(file))})
+            tree = _json(file)
+            without = {"without_prompt": True} if tree.get("include_prompt") is False else {}
+            found.append({"type": kind, "modes": _pooling_modes(name, tree), **without})
         elif kind == "Dense":
             config = _json(file)
             keep = {key: config[key] for key in ("in_features", "out_features", "bias")}

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnlp.text.encode import Tokenizer, Tokens, cut, frame
+from batchnlp.errors import ModelError
+from batchnlp.text.encode import Tokenizer, Tokens, cut, frame, led_by, offsets
 from batchnlp.types import Counts, Encoded, Failure, Float32, Int32, ModelFiles, OnLong, Pieces, Raw
 
 COUNT_FIELDS = [
@@ -62,6 +63,8 @@ def check_architecture(model: ModelFiles, suffix: str) -> bool:
 class TextTask:
     """What all tasks over single texts share: which documents have text, the windows, the counts."""
 
+    lower_case = False  # whether texts are lowercased first, beside what the tokenizer does by itself
+
     def __init__(self, model: ModelFiles, spec: Any) -> None:
         self.model = model
         self.on_long: OnLong = spec.on_long
@@ -72,7 +75,7 @@ class TextTask:
     def tokenizer(self) -> Tokenizer:
         """Loaded at first use, because the planner asks a task only for its schema."""
         if self._loaded is None:
-            self._loaded = Tokenizer.load(self.model.path)
+            self._loaded = Tokenizer.load(self.model.path, lower_case=self.lower_case)
         return self._loaded
 
     def prepare(self, forward: Vectorise) -> None:
@@ -81,36 +84,43 @@ class TextTask:
     def encode(self, texts: pa.Array) -> Encoded:
         """Tokenise, cut, frame, count."""
         special = self.tokenizer.single
-        docs, tokens, failures = self._tokenise(texts, self.model.max_length - special.size)
-        windows = cut(tokens, self.model.max_length - special.size, window=self.on_long == "window")
+        room = self.model.max_length - special.size
+        docs, tokens, failures = self._tokenise(texts, room)
+        windows = cut(tokens, room - tokens.lead, window=self.on_long == "window")
         ids, starts = frame(tokens, windows, special)
         type_ids = np.full(len(ids), special.type_ids[0], np.uint8) if special.type_ids[0] else None
         pieces = Pieces(ids, starts, docs[windows.text], windows.length.astype(np.int32), type_ids)
         return Encoded(pieces, self._count(len(texts), docs, tokens, windows.text, windows.length), failures)
 
     def _tokenise(self, texts: pa.Array, room: int) -> tuple[Int32, Tokens, tuple[Failure, ...]]:
-        """(row of each document that has tokens, their tokens, failures of the others)."""
+        """(row of each document that has tokens, their tokens, failures of the others); `room` is the prompt's too."""
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(False)
         has = np.asarray(pc.and_not(pc.is_valid(texts), blank))
         failures = [Failure(int(i), "encode", *_no_text(texts[int(i)])) for i in np.flatnonzero(~has)]
         docs = np.flatnonzero(has).astype(np.int32)
         chosen = texts.filter(pa.array(has))
-        if self.prompt:
-            prompt, nothing = (pa.scalar(text, pa.large_string()) for text in (self.prompt, ""))
-            chosen = pc.binary_join_element_wise(prompt, chosen, nothing)
-        tokens = self.tokenizer.encode(chosen)
+        tokens = self._prompted(chosen, room) if self.prompt else self.tokenizer.encode(chosen)
         good = tokens.lengths > 0
         failures += [
             Failure(int(i), "encode", "no_tokens", "the tokenizer finds nothing in this text") for i in docs[~good]
         ]
         if self.on_long == "fail":
-            for i in np.flatnonzero(tokens.lengths > room):
-                message = f"{tokens.lengths[i]:,} tokens, the model takes {room:,}"
+            rooms = room - np.broadcast_to(tokens.lead, len(docs))
+            for i in np.flatnonzero(tokens.lengths > rooms):
+                message = f"{tokens.lengths[i]:,} tokens, the model takes {rooms[i]:,}"
                 failures.append(Failure(int(docs[i]), "encode", "too_long", message))
-            good &= tokens.lengths <= room
+            good &= tokens.lengths <= rooms
         if not good.all():
             docs, tokens = docs[good], _select(tokens, good)
         return docs, tokens, tuple(failures)
+
+    def _prompted(self, texts: pa.Array, room: int) -> Tokens:
+        """Prompt and text are tokenised as one, because that is what the model was trained with."""
+        prompt, nothing = (pa.scalar(text, pa.large_string()) for text in (self.prompt, ""))
+        alone = self.tokenizer.encode(pa.array([self.prompt], pa.large_string())).ids
+        if len(alone) >= room:
+            raise ModelError("task.prompt leaves no room for the text", "shorten it")
+        return led_by(self.tokenizer.encode(pc.binary_join_element_wise(prompt, texts, nothing)), alone)
 
     @staticmethod
     def _count(rows: int, docs: Int32, tokens: Tokens, text: Int32, length: Any) -> Counts:
@@ -131,10 +141,9 @@ def _no_text(value: Any) -> tuple[str, str]:
 
 
 def _select(tokens: Tokens, good: npt.NDArray[np.bool_]) -> Tokens:
-    lengths = tokens.lengths
-    starts = np.zeros(int(good.sum()) + 1, np.int64)
-    np.cumsum(lengths[good], out=starts[1:])
-    return Tokens(tokens.ids[np.repeat(good, lengths)], starts)
+    lengths = np.diff(tokens.starts)
+    lead = np.broadcast_to(tokens.lead, len(good))[good]
+    return Tokens(tokens.ids[np.repeat(good, lengths)], offsets(lengths[good]), lead)
 
 
 def merge(values: Float32, owner: Int32, weight: Int32, rows: int) -> Float32:

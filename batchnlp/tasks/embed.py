@@ -51,6 +51,10 @@ class Embed(TextTask):
             raise ModelError(f"{model.name} has a decoder beside its encoder, and embed would need one of them", hint)
         if spec.prompt is None:  # sentence-transformers puts a model's default prompt before every text
             self.prompt = next((module["text"] for module in model.modules if module["type"] == "Prompt"), "")
+        if self.prompt and any(module.get("without_prompt") for module in model.modules):
+            message = f"{model.name} leaves its prompt out of the pooling (include_prompt), which is not possible yet"
+            raise ModelError(message, "--set task.prompt='' embeds without a prompt")
+        self.lower_case = any(module["type"] == "LowerCase" for module in model.modules)
         by_model = any(module["type"] == "Normalize" for module in model.modules)
         self._normalize: bool = by_model if spec.normalize is None else spec.normalize
         self._size = vector_size(model)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchnlp.errors import ModelError
+from batchnlp.errors import ModelError, SpecError
 from batchnlp.tasks.base import TextTask, Vectorise, check_architecture, merge, softmax
 from batchnlp.tasks.classify import label_names
 from batchnlp.tasks.embed import Embed, unit
@@ -85,6 +85,8 @@ class Entailment(TextTask):
 
     def __init__(self, model: ModelFiles, spec: Any) -> None:
         super().__init__(model, spec)
+        if self.prompt:
+            raise SpecError(f"task.prompt is for embedding models, and {model.name} is none", "use task.template")
         self._texts = _label_texts(spec, "This example is {}.")
         self._multi = bool(spec.multi_label)
         self._columns = LabelColumns(list(spec.labels), multi=self._multi, threshold=spec.threshold, scores=spec.scores)

@@ -46,11 +46,12 @@ class Tokens:
 
     ids: Int32
     starts: Int64
+    lead: Int64 | int = 0  # [texts] tokens at the head of each that are a prompt's, and go before every window
 
     @property
     def lengths(self) -> Int64:
-        """[texts] tokens of each text."""
-        return np.diff(self.starts)
+        """[texts] tokens of each text, without its prompt."""
+        return np.asarray(np.diff(self.starts) - self.lead, np.int64)
 
 
 class Tokenizer:
@@ -63,19 +64,29 @@ class Tokenizer:
         self.single = self._probe_single()
 
     @classmethod
-    def load(cls, path: str) -> Tokenizer:
+    def load(cls, path: str, *, lower_case: bool = False) -> Tokenizer:
         """The tokenizer of the model directory `path`; torch is needed only where `tokenizer.json` is missing."""
+        tokenizer = cls._fast(path)
+        if lower_case:
+            from tokenizers import normalizers
+
+            own = [tokenizer.normalizer] if tokenizer.normalizer else []
+            tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+        return cls(tokenizer)
+
+    @staticmethod
+    def _fast(path: str) -> Any:
         file = Path(path) / "tokenizer.json"
         if file.is_file():
             from tokenizers import Tokenizer as Fast
 
-            return cls(Fast.from_file(str(file)))
+            return Fast.from_file(str(file))
         from transformers import AutoTokenizer
 
         slow = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         if not getattr(slow, "is_fast", False):
             raise ModelError(f"{path} has no fast tokenizer", "convert it to a tokenizer.json with transformers")
-        return cls(slow.backend_tokenizer)
+        return slow.backend_tokenizer
 
     def encode(self, texts: pa.Array) -> Tokens:
         """Token ids of `texts` (large_string, no nulls), special tokens not included."""
@@ -153,6 +164,17 @@ def ranges(starts: Int64, lengths: Int64) -> Int64:
     return run
 
 
+def led_by(tokens: Tokens, prompt: Int32) -> Tokens:
+    """`tokens` of texts that were tokenised with `prompt` before them, and how much of it each begins with: its last
+    token may have become one with the text's first, and is then the text's."""
+    lead = np.zeros(len(tokens.starts) - 1, np.int64)
+    lengths = tokens.lengths
+    for place, token in enumerate(prompt):
+        same = np.flatnonzero((lead == place) & (lengths > place))
+        lead[same] += tokens.ids[tokens.starts[same] + place] == token
+    return Tokens(tokens.ids, tokens.starts, lead)
+
+
 @dataclass(frozen=True, slots=True)
 class Windows:
     """Which run of which text each piece holds."""
@@ -168,23 +190,25 @@ def cut(tokens: Tokens, room: Int64 | int, *, window: bool) -> Windows:
 
     Windows do not overlap: each token is seen once, and owned by the window that saw it.
     """
-    lengths = tokens.lengths
+    lengths, first = tokens.lengths, tokens.starts[:-1] + tokens.lead
     room = np.broadcast_to(np.asarray(room, np.int64), lengths.shape)
     if not window:
-        return Windows(np.arange(len(lengths), dtype=np.int32), tokens.starts[:-1], np.minimum(lengths, room))
+        return Windows(np.arange(len(lengths), dtype=np.int32), first, np.minimum(lengths, room))
     count = np.maximum(-(-lengths // room), 1)
     text = np.repeat(np.arange(len(lengths), dtype=np.int32), count)
     nth = ranges(np.zeros(len(count), np.int64), count)
     start = nth * room[text]
-    return Windows(text, tokens.starts[:-1][text] + start, np.minimum(lengths[text] - start, room[text]))
+    return Windows(text, first[text] + start, np.minimum(lengths[text] - start, room[text]))
 
 
 def frame(tokens: Tokens, windows: Windows, special: Frame) -> tuple[Int32, Int64]:
-    """Put the special tokens of `special` around every window: (flat ids, starts)."""
+    """Put the special tokens of `special` around every window, and the prompt before it: (flat ids, starts)."""
     head, tail = len(special.before), len(special.after)
-    starts = offsets(windows.length + head + tail)
+    lead = np.broadcast_to(np.asarray(tokens.lead, np.int64), tokens.lengths.shape)[windows.text]
+    starts = offsets(windows.length + lead + head + tail)
     ids = np.empty(int(starts[-1]), np.int32)
-    ids[ranges(starts[:-1] + head, windows.length)] = tokens.ids[ranges(windows.start, windows.length)]
+    ids[ranges(starts[:-1] + head, lead)] = tokens.ids[ranges(tokens.starts[windows.text], lead)]
+    ids[ranges(starts[:-1] + head + lead, windows.length)] = tokens.ids[ranges(windows.start, windows.length)]
     for place, token in enumerate(special.before):
         ids[starts[:-1] + place] = token
     for place, token in enumerate(special.after):
