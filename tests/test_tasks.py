@@ -401,6 +401,22 @@ def test_nothing_in_nothing_out(classifier: str, encoder: str) -> None:
     assert apply("classify", [None, ""], classifier)["label"].to_pylist() == [None, None]
 
 
+def test_arguments_beat_the_environment(classifier: str, encoder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHNLP_TASK__MODEL", encoder)
+    monkeypatch.setenv("BATCHNLP_TASK__SCORES", "false")
+    monkeypatch.setenv("BATCHNLP_ENGINE__DTYPE", "bfloat16")
+    want = expected_probabilities(classifier, TEXTS[0], lambda x: x.softmax(-1))
+    np.testing.assert_allclose(scores_of(apply("classify", TEXTS[:1], classifier, scores=True))[0], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["label", "n_tokens", "error"])
+def test_a_column_with_the_name_of_a_result_is_refused(classifier: str, name: str) -> None:
+    with pytest.raises(
+        SourceError, match=rf"the table's column '{name}' has the name of a result column \(rename it\)"
+    ):
+        apply("classify", pa.table({"text": ["a game"], name: [1]}), classifier)
+
+
 def test_a_table_keeps_its_columns(classifier: str) -> None:
     table = pa.table({"n": [1, 2], "body": ["a game", None]})
     got = apply("classify", table, classifier, text_column="body")

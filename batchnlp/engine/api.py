@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from batchnlp import registry
@@ -16,7 +15,7 @@ from batchnlp.engine.driver import Listener, RunResult, run_job
 from batchnlp.errors import SourceError
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
-from batchnlp.tasks.base import COUNT_FIELDS, Task
+from batchnlp.tasks.base import COUNT_FIELDS, Task, answers
 from batchnlp.types import Failure, nearest
 
 Job = JobSpec | Mapping[str, Any] | str | os.PathLike[str]
@@ -43,30 +42,32 @@ def apply(
     A text without a result has nulls and the reason in the column `error`. A table keeps its columns. `task` takes the
     keys of the spec's task section (`labels`, `on_long`, ...), `engine` those of the engine section.
     """
-    table = data if isinstance(data, pa.Table) else None
     texts, failures = _texts(data, text_column)
-    spec = build_spec({
-        "source": {"path": "memory"}, "output": {"path": "memory"}, "engine": dict(engine or {}),
-        "task": {"kind": kind, "model": model, **task},
-    })  # fmt: skip
+    result = data if isinstance(data, pa.Table) else pa.table({"text": texts})
+    sections = {"task": {"kind": kind, "model": model, **task}, "engine": engine or {}}
+    flags = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    spec = build_spec({"source": {"path": "memory"}, "output": {"path": "memory"}}, flags=flags)
     files = resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
     worker: Task = registry.load(registry.TASKS, kind)(files, spec.task)
+    _refuse_doubles(result, worker)
     hardware = devices.probe_hardware()
     resolved = devices.resolve(spec.engine, files, hardware)
     backend = registry.load(registry.BACKENDS, resolved.backend)(files, resolved, worker.needs, hardware.cpus)
     worker.prepare(backend.forward)
     encoded = worker.encode(texts)
-    raw = backend.forward(encoded.pieces)
-    columns, finite = worker.decode(encoded, raw)
-    reasons = _reasons([*failures, *encoded.failures, *raw.failures], finite)
-    counts = encoded.counts
-    columns += [pa.array(c) for c in (counts.n_tokens, counts.n_tokens_used, counts.n_windows)]
-    columns.append(pa.array(counts.n_tokens_used < counts.n_tokens))
-    bad = pa.array([reason is not None for reason in reasons], pa.bool_())
-    result = table if table is not None else pa.table({"text": texts})
-    for field, column in zip([*worker.fields, *COUNT_FIELDS], columns, strict=True):
-        result = result.append_column(field, _null_where(column.cast(field.type), bad))
-    return result.append_column("error", pa.array(reasons, pa.string()))
+    found, failures = answers(worker, encoded, backend.forward(encoded.pieces), failures)
+    reasons = {failure.doc: f"{failure.code}: {failure.message}" for failure in reversed(failures)}
+    errors = [reasons.get(doc) for doc in range(len(texts))]
+    found = found.take(pa.array([doc if doc not in reasons else None for doc in range(len(texts))], pa.int64()))
+    for field, column in zip(found.schema, found.columns, strict=True):
+        result = result.append_column(field, column)
+    return result.append_column("error", pa.array(errors, pa.string()))
+
+
+def _refuse_doubles(table: pa.Table, task: Task) -> None:
+    names = {"error", *(field.name for field in (*task.fields, *COUNT_FIELDS))}
+    if double := [name for name in table.column_names if name in names]:
+        raise SourceError(f"the table's column {double[0]!r} has the name of a result column", "rename it")
 
 
 def _texts(data: Any, column: str) -> tuple[pa.Array, list[Failure]]:
@@ -100,19 +101,3 @@ def _problem(value: Any) -> tuple[str, str] | None:
     except UnicodeEncodeError:
         return "invalid_unicode", "the text has a lone surrogate"
     return None
-
-
-def _reasons(failures: list[Failure], finite: Any) -> list[str | None]:
-    reasons: list[str | None] = [None] * len(finite)
-    for failure in failures:
-        reasons[failure.doc] = reasons[failure.doc] or f"{failure.code}: {failure.message}"
-    for i in np.flatnonzero(~finite):
-        reasons[i] = reasons[i] or "non_finite: the model answered with NaN or infinity"
-    return reasons
-
-
-def _null_where(column: pa.Array, bad: pa.Array) -> pa.Array:
-    """The column with nulls where a row is bad; through `take`, which works for every type."""
-    good = ~np.asarray(bad)
-    index = pa.array(np.arange(len(column)), pa.int64(), mask=~good)
-    return column.take(index)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from batchnlp import registry
@@ -248,6 +248,5 @@ class _Run:
                 "forward": round(busy, 3), "write": round(c.get("write", 0.0), 3), "idle": round(c.get("idle", 0.0), 3),
                 "total": round(time.monotonic() - self.began, 3),
             },
-            codes=total["codes"], message=message, resolved={"why": resolved.why, "device": resolved.device,
-            "dtype": resolved.dtype, "tokens_per_batch": resolved.tokens_per_batch, "replicas": self.replicas},
+            codes=total["codes"], message=message, resolved={**asdict(resolved), "replicas": self.replicas},
         )  # fmt: skip

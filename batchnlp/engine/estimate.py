@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
@@ -82,9 +82,7 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
         duplicate_share=round(1 - len(survey.texts) / max(sampled, 1), 4), dead=dict(survey.dead),
         padding=_padding(lengths, resolved, plan, sampled),
         memory=_memory(prepared, resolved, lengths, plan, sampled),
-        resolved={"why": resolved.why, "device": resolved.device, "dtype": resolved.dtype,
-                  "tokens_per_batch": resolved.tokens_per_batch, "backend": resolved.backend},
-        replicas=replicas,
+        resolved=asdict(resolved), replicas=replicas,
         committed=len(Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint).commits()),
     )  # fmt: skip
     if probe:

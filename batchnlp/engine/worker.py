@@ -28,7 +28,8 @@ from batchnlp.data.sources import Source
 from batchnlp.data.store import LocalStore
 from batchnlp.errors import CorruptError
 from batchnlp.job.spec import JobSpec
-from batchnlp.types import Docs, Encoded, Failure, ModelFiles, Part, Plan, Raw, Resolved, Shard
+from batchnlp.tasks.base import answers
+from batchnlp.types import Docs, Encoded, ModelFiles, Part, Plan, Raw, Resolved, Shard
 
 Lease = Callable[[], Shard | None]
 
@@ -170,17 +171,10 @@ class Worker:
     def _results(self, item: _Item) -> tuple[pa.Table, pa.Table]:
         """(results, dead letters): every row of the shard in one of the two."""
         assert item.raw is not None
-        columns, finite = self._task.decode(item.encoded, item.raw)
-        failures = [*item.docs.failures, *item.encoded.failures, *item.raw.failures]
+        found, failures = answers(self._task, item.encoded, item.raw, item.docs.failures)
         alive = np.ones(len(item.docs), bool)
-        alive[[f.doc for f in failures]] = False
-        broken = np.flatnonzero(alive & ~finite)
-        failures += [Failure(int(i), "decode", "non_finite", "the model answered with NaN or infinity") for i in broken]
-        alive[broken] = False
-        counts = item.encoded.counts
-        arrays = [item.docs.ids, *item.docs.keep.columns, *columns, counts.n_tokens, counts.n_tokens_used]
-        arrays += [counts.n_windows, counts.n_tokens_used < counts.n_tokens]
-        table = pa.table([_column(a) for a in arrays], names=self._schema.names)
+        alive[[failure.doc for failure in failures]] = False
+        table = pa.table([item.docs.ids, *item.docs.keep.columns, *found.columns], names=self._schema.names)
         table = (table if alive.all() else table.filter(pa.array(alive))).cast(self._schema.remove_metadata())
         return table.replace_schema_metadata(self._schema.metadata), dead_table(item.docs, failures, self._files)
 
@@ -227,7 +221,3 @@ def _unblock(queues: list[queue.Queue[Any]], threads: list[threading.Thread]) ->
                     items.put_nowait(_END)
                 except queue.Full:
                     continue
-
-
-def _column(values: Any) -> Any:
-    return pa.array(values) if isinstance(values, np.ndarray) else values

@@ -9,6 +9,7 @@ A task knows nothing of devices and files. It is built once a worker, from the j
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +54,20 @@ class Task(Protocol):
 
     def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
         """(one array a field, one entry a row of the shard; which rows have a finite answer)."""
+
+
+def answers(task: Task, encoded: Encoded, raw: Raw, failures: Iterable[Failure] = ()) -> tuple[pa.Table, list[Failure]]:
+    """(the task's columns and the counts, one row a document; all failures, those that were known before first)."""
+    columns, finite = task.decode(encoded, raw)
+    found = [*failures, *encoded.failures, *raw.failures]
+    failed = {failure.doc for failure in found}
+    broken = [int(doc) for doc in np.flatnonzero(~finite) if doc not in failed]
+    found += [Failure(doc, "decode", "non_finite", "the model answered with NaN or infinity") for doc in broken]
+    counts = encoded.counts
+    arrays = [*columns, *map(pa.array, (counts.n_tokens, counts.n_tokens_used, counts.n_windows))]
+    arrays.append(pa.array(counts.n_tokens_used < counts.n_tokens))
+    schema = pa.schema([*task.fields, *COUNT_FIELDS])
+    return pa.table(arrays, names=schema.names).cast(schema), found
 
 
 def check_architecture(model: ModelFiles, suffix: str) -> bool:
