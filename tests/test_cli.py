@@ -412,6 +412,9 @@ def test_plan_tells_and_writes_nothing(tmp_path: Path, corpus: Corpus, classifie
     assert tree["sampled"] >= 10, "--full looks at every document that has a text"
     assert (tree["job"], tree["rows"], tree["files"], tree["shards"]) == ("nightly", 11, 2, 3)
     assert (tree["longest"], tree["over_limit"], tree["max_length"]) == (200, 1, tiny.LIMIT)
+    for on_long in ("truncate", "fail"):
+        told = last_json(invoke("plan", spec, "--json", "--set", f"task.on_long={on_long}"))
+        assert told["over_limit"] == 1
     assert invoke("plan", spec).exit_code == 0
     probed = invoke("plan", spec, "--probe", "--json", "--set", "engine.device=cpu", "--set", "engine.dtype=float32")
     assert last_json(probed)["docs_per_second"] > 0

@@ -73,11 +73,10 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
         survey.add(pa.array(prepared.source.sample(SAMPLE), pa.large_string()))
     n_tokens, lengths, sampled = np.concatenate(survey.n_tokens), np.concatenate(survey.lengths), survey.rows
     scale = plan.rows / max(sampled, 1)
-    room = prepared.model.max_length - 2
     found = Estimate(
         run=prepared.fingerprint[:8], job=prepared.about["job"], files=len(plan.files), shards=len(plan.shards),
         rows=plan.rows, sampled=sampled, tokens=int(n_tokens.sum() * scale), histogram=_histogram(n_tokens),
-        longest=int(n_tokens.max(initial=0)), over_limit=int((n_tokens > room).sum() * scale),
+        longest=int(n_tokens.max(initial=0)), over_limit=int(survey.over * scale),
         max_length=prepared.model.max_length,
         duplicate_share=round(1 - len(survey.texts) / max(sampled, 1), 4), dead=dict(survey.dead),
         padding=_padding(lengths, resolved, plan, sampled),
@@ -101,6 +100,7 @@ class Survey:
         self.lengths: list[Any] = [np.empty(0, np.int64)]  # of pieces
         self.texts: set[bytes] = set()  # hashes
         self.dead: Counter[str] = Counter()
+        self.over = 0  # documents longer than the model takes beside prompt and labels
         self.first: Encoded | None = None
 
     def add(self, texts: pa.Array, failures: Sequence[Failure] = ()) -> None:
@@ -113,6 +113,9 @@ class Survey:
         self.texts.update(blake2b((text or "").encode(), digest_size=8).digest() for text in texts.to_pylist())
         codes = {failure.doc: failure.code for failure in reversed([*failures, *encoded.failures])}
         self.dead.update(codes.values())
+        counts = encoded.counts
+        self.over += int(((counts.n_windows > 1) | (counts.n_tokens_used < counts.n_tokens)).sum())
+        self.over += sum(failure.code == "too_long" for failure in encoded.failures)
 
 
 def _histogram(n_tokens: Any) -> dict[str, int]:
