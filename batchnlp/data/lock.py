@@ -14,17 +14,18 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
 
 from batchnlp.data.store import LocalStore, explain_full, to_json
-from batchnlp.errors import LockedError
+from batchnlp.errors import BatchnlpError, LockedError
 
 NAME = "_batchnlp/lock.json"
 BEAT = 5.0  # seconds
@@ -36,7 +37,7 @@ class Holder:
 
     invocation: str
     pid: int
-    started: float  # process start time
+    started: float  # when the process started, on a clock that nobody sets
     host: str
     boot: str  # boot id and pid namespace: only inside one can pids be compared
     beat: int = 0
@@ -44,8 +45,7 @@ class Holder:
     @classmethod
     def me(cls, invocation: str) -> Holder:
         """This process."""
-        started = psutil.Process().create_time()
-        return cls(invocation, os.getpid(), started, socket.gethostname(), _boot_id())
+        return cls(invocation, os.getpid(), _started(os.getpid()), socket.gethostname(), _boot_id())
 
     def here(self) -> bool:
         """Whether the holder's process would be visible from this one."""
@@ -53,11 +53,25 @@ class Holder:
 
     def alive(self) -> bool:
         """Whether the holder, which is `here`, still runs."""
-        try:
-            process = psutil.Process(self.pid)
-            return bool(abs(process.create_time() - self.started) < 0.05 and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
+        return self.started == _started(self.pid)
+
+
+def _started(pid: int) -> float:
+    """When a process started; 0 where there is none, or only a zombie.
+
+    On Linux in ticks since the boot, which no setting of the clock moves, as it moves psutil's seconds since 1970.
+    """
+    if sys.platform == "linux":
+        try:  # the name, in parentheses, may hold spaces and parentheses of its own
+            fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return 0.0
+        return 0.0 if fields[0] in "ZX" else float(fields[19])
+    try:
+        process = psutil.Process(pid)
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def _boot_id() -> str:
@@ -117,7 +131,8 @@ class Lock:
 
     def _count(self) -> None:
         while not self._released.wait(BEAT):
-            with self._guard():
+            # A full or ailing disk is no reason to fall silent for ever: another host would take us for dead.
+            with suppress(OSError, BatchnlpError), self._guard():
                 held = self._read()
                 if held is None or held.invocation != self._mine.invocation:
                     return  # taken over by somebody who thought us dead; commits stay exclusive
