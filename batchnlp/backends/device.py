@@ -4,7 +4,8 @@ seconds."""
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from batchnlp.errors import UsageError
@@ -29,12 +30,25 @@ def probe_hardware() -> Hardware:
     """Look at this machine."""
     import torch
 
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = usable_cpus()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not gpus:
         return Hardware(cpus, 0, "", 0, _cpu_bfloat16())
     sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
     return Hardware(cpus, gpus, torch.cuda.get_device_name(0), min(sizes), torch.cuda.is_bf16_supported())
+
+
+def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPUs that this process may use: by affinity, and by the quota of its container (cgroup v2, then v1)."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((cgroup / file).read_text() for file in files).split()
+            if quota not in ("max", "-1"):
+                cpus = min(cpus, max(int(quota) // int(period), 1))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
+    return cpus
 
 
 def _cpu_bfloat16() -> bool:
@@ -52,8 +66,9 @@ def resolve(engine: Any, model: ModelFiles, hardware: Hardware) -> Resolved:
     device = engine.device
     if device == "auto":
         device = "cuda" if hardware.gpus else "cpu"
-    if device.startswith("cuda") and not hardware.gpus:
-        raise UsageError(f"engine.device is {device}, and there is no GPU here", "use engine.device=auto")
+    problem, hint = _missing(device, engine.runner, hardware)
+    if problem:
+        raise UsageError(f"engine.device is {device}, and {problem}", hint)
     dtype, why = engine.dtype, "as asked"
     if dtype == "auto":
         dtype = "bfloat16" if hardware.fast_bfloat16 else "float32"
@@ -64,6 +79,29 @@ def resolve(engine: Any, model: ModelFiles, hardware: Hardware) -> Resolved:
         tokens = CPU_TOKENS if device == "cpu" else gpu_tokens(model, dtype, hardware.gpu_bytes)
     backend = "torch" if engine.backend == "auto" else engine.backend
     return Resolved(device, dtype, backend, tokens, f"{dtype}: {why}")
+
+
+def resume(stored: Resolved, engine: Any, model: ModelFiles, hardware: Hardware) -> Resolved:
+    """What a run that has begun goes on with: what it began with, below what is asked for now, on what is there."""
+    now = resolve(engine.model_copy(update={"dtype": stored.dtype, "backend": stored.backend}), model, hardware)
+    problem = "" if engine.device != "auto" else _missing(stored.device, engine.runner, hardware)[0]
+    device = now.device if problem or engine.device != "auto" else stored.device
+    moved = device != stored.device
+    tokens = now.tokens_per_batch if moved or engine.tokens_per_batch != "auto" else stored.tokens_per_batch
+    why = f"{stored.why}; begun on {stored.device}, now on {device}, {problem or 'as asked'}" if moved else stored.why
+    return replace(stored, device=device, tokens_per_batch=tokens, why=why)
+
+
+def _missing(device: str, runner: str, hardware: Hardware) -> tuple[str, str]:
+    """(why the device cannot be used here, what to do); empty when it can."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda" and not hardware.gpus:
+        return "there is no GPU here", "use engine.device=auto"
+    if index and runner == "ray":
+        return "Ray hands out the GPUs by itself", f"use engine.device=cuda, with CUDA_VISIBLE_DEVICES={index}"
+    if index and int(index) >= hardware.gpus:
+        return f"the last GPU here is cuda:{hardware.gpus - 1}", "use engine.device=cuda"
+    return "", ""
 
 
 def token_bytes(model: ModelFiles, dtype: str) -> int:

@@ -19,7 +19,7 @@ from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, 
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan, prepare
-from batchnlp.engine.signals import Interrupt, watch_signals
+from batchnlp.engine.signals import Interrupt, Interrupted, watch_signals
 from batchnlp.engine.worker import WorkerSetup
 from batchnlp.errors import OutputError
 from batchnlp.job.identity import differences
@@ -29,6 +29,9 @@ from batchnlp.types import Part, Plan, Resolved
 
 class Runner(Protocol):
     """Something that runs workers over shards."""
+
+    def ready(self, timeout: float) -> bool:
+        """Whether work has begun, which it has when the first worker has loaded its model."""
 
     def wait(self, timeout: float) -> list[Part]:
         """Parts that got done."""
@@ -95,7 +98,8 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
     lock = Lock(store, invocation := uuid.uuid4().hex[:12])
     lock.acquire()
     try:
-        return _Run(prepared, store, invocation, listen, began).run()
+        with watch_signals() as interrupt:
+            return _Run(prepared, store, invocation, listen, began, interrupt).run()
     finally:
         lock.release()
 
@@ -114,9 +118,17 @@ def refuse_other_runs(prepared: Prepared, store: LocalStore) -> None:
 class _Run:
     """One invocation."""
 
-    def __init__(self, prepared: Prepared, store: LocalStore, invocation: str, listen: Listener, began: float) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        store: LocalStore,
+        invocation: str,
+        listen: Listener,
+        began: float,
+        interrupt: Interrupt,
+    ) -> None:
         self.prepared, self.store, self.invocation = prepared, store, invocation
-        self.listen, self.began = listen, began
+        self.listen, self.began, self.interrupt = listen, began, interrupt
         self.spec = prepared.spec
         self.ledger = Ledger(store, prepared.fingerprint)
         self.parts: dict[int, Part] = {}
@@ -134,11 +146,11 @@ class _Run:
         self.parts = self.ledger.recover(plan.shards, self.invocation)
         self.before, resumed = sums(self.parts.values()), len(self.parts)
         left = [shard for shard in plan.shards if shard.index not in self.parts]
-        interrupt = Interrupt()
         if left:
-            interrupt = self._compute(plan, resolved, threads, left)
+            self._compute(plan, resolved, threads, left)
         if len(self.parts) < len(plan.shards):
-            return self._result("stopped", plan, resolved, resumed, interrupt.exit_code, "the same command resumes it")
+            code = self.interrupt.exit_code
+            return self._result("stopped", plan, resolved, resumed, code, "the same command resumes it")
         return self._finish(plan, resolved, resumed)
 
     def _plan(self) -> tuple[Plan, Resolved, int]:
@@ -149,29 +161,36 @@ class _Run:
             replicas, _ = devices.share(hardware, resolved.device, self.spec.engine.replicas)
             plan = make_plan(self.prepared, replicas)
             self.ledger.create_plan(plan, self.prepared.facts, resolved, self.prepared.about)
-        plan, resolved = self.ledger.plan()
+        plan, stored = self.ledger.plan()
+        resolved = devices.resume(stored, self.spec.engine, self.prepared.model, hardware)
         self.replicas, threads = devices.share(hardware, resolved.device, self.spec.engine.replicas)
         return plan, resolved, threads
 
-    def _compute(self, plan: Plan, resolved: Resolved, threads: int, left: list[Any]) -> Interrupt:
+    def _compute(self, plan: Plan, resolved: Resolved, threads: int, left: list[Any]) -> None:
+        if self.interrupt.signal:
+            return
         setup = WorkerSetup(
             self.spec, self.prepared.model, plan, resolved, self.prepared.source.schema, self._spool(), threads
         )
         factory = registry.load(registry.RUNNERS, self.spec.engine.runner)
         if self.spec.engine.runner == "inline":
             self.replicas = 1
-        runner: Runner = factory(setup, left, self.replicas, self.spec.engine.address)
         try:
-            with watch_signals() as interrupt:
-                self.first = self.last = time.monotonic()
-                self._loop(runner, plan, interrupt)
-                return interrupt
+            runner: Runner = factory(setup, left, self.replicas, self.spec.engine.address)
+        except Interrupted:
+            return
+        try:
+            while not self.interrupt.signal and not runner.ready(0.2):
+                self._report(runner, plan, "starting")
+            self.first = self.last = time.monotonic()
+            if not self.interrupt.signal:
+                self._loop(runner, plan)
+                self.counters = runner.progress() or self.counters
         finally:
-            self.counters = runner.progress() or self.counters
             runner.close()
 
-    def _loop(self, runner: Runner, plan: Plan, interrupt: Interrupt) -> None:
-        deadline = 0.0
+    def _loop(self, runner: Runner, plan: Plan) -> None:
+        deadline, interrupt = 0.0, self.interrupt
         while len(self.parts) < len(plan.shards):
             for part in runner.wait(0.2):
                 mine = self.ledger.commit(part, plan.shards[part.shard], self.invocation)

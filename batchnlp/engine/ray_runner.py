@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +22,21 @@ if "ray" not in sys.modules:  # it reads this when it is imported; set later, it
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayTaskError, TaskCancelledError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from batchnlp.backends.device import probe_hardware
 from batchnlp.engine.leases import LeaseQueue
+from batchnlp.engine.signals import keep_signals
 from batchnlp.engine.worker import Worker, WorkerSetup
-from batchnlp.errors import UsageError, WorkerLostError
+from batchnlp.errors import BatchnlpError, UsageError, WorkerLostError
 from batchnlp.types import Part, Shard
 
 LOST = (ActorDiedError, ActorUnavailableError, RayActorError, TaskCancelledError)
@@ -38,22 +49,14 @@ class Replica:
     def __init__(self, setup: WorkerSetup, name: str) -> None:
         self._setup, self._name = setup, name
         self._worker: Worker | None = None
-        self._loading = threading.Lock()
 
-    def load(self) -> Worker:
-        """The worker, with its model. Loaded here and not in __init__, so that errors arrive whole."""
-        with self._loading:
-            if self._worker is None:
-                self._worker = Worker(self._setup)
-            return self._worker
-
-    def ready(self) -> None:
-        """Answers when the model is loaded."""
-        self.load()
-
-    def work(self, leases: Any) -> Iterator[Part]:
-        """Parts until the queue is empty."""
-        for part in self.load().run(lambda: ray.get(leases.lease.remote(self._name))):
+    def work(self, leases: Any) -> Iterator[Part | None]:
+        """None when the model is loaded, which is not done in __init__ so that errors arrive whole; then parts until the
+        queue is empty."""
+        if self._worker is None:
+            self._worker = Worker(self._setup)
+        yield None
+        for part in self._worker.run(lambda: ray.get(leases.lease.remote(self._name))):
             if part is not None:
                 yield part
 
@@ -79,6 +82,7 @@ class _Running:
     actor: Any
     stream: Any
     progress: dict[str, float]
+    loaded: bool = False
     asked: Any = None  # the answer to `progress` that is under way
 
 
@@ -87,22 +91,33 @@ class RayRunner:
 
     def __init__(self, setup: WorkerSetup, shards: Sequence[Shard], replicas: int, address: str | None) -> None:
         self._setup, self._count = setup, 0
+        replicas = min(replicas, max(len(shards), 1))
+        self._gpu = setup.resolved.device.startswith("cuda")
+        self._cpus = min(setup.threads, 1) if self._gpu else setup.threads  # of a replica
         self._mine = not ray.is_initialized()
-        if self._mine:
-            start_ray(address)
+        try:
+            if self._mine:
+                start_ray(address, replicas * self._cpus, probe_hardware().gpus if self._gpu else 0)
+            check_room(self._cpus, int(self._gpu))
+        except BaseException:
+            self._leave()
+            raise
         self._lost: dict[str, float] = {}  # counters of replicas that are gone
         self._losses_in_a_row = 0
-        self._leases = ray.remote(LeaseQueue).options(num_cpus=0).remote(list(shards))
-        self._running = [self._launch() for _ in range(min(replicas, max(len(shards), 1)))]
-        # Start-up ends when the first replica is ready; one that fails or dies tells so through its stream.
-        ray.wait([replica.actor.ready.remote() for replica in self._running], num_returns=1)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._leases = ray.remote(LeaseQueue).options(num_cpus=0, scheduling_strategy=here).remote(list(shards))
+        self._running = [self._launch() for _ in range(replicas)]
+
+    def ready(self, timeout: float) -> bool:
+        """Whether a replica has loaded its model, or has failed and tells so in `wait`; those without room wait on."""
+        return bool(ray.wait([replica.stream for replica in self._running], num_returns=1, timeout=timeout)[0])
 
     def wait(self, timeout: float) -> list[Part]:
         """Parts that got done; lost replicas are replaced on the way."""
         streams = {r.stream: r for r in self._running if r.stream is not None}
         if not streams:
             time.sleep(timeout)
-            return self._revive()
+            return []
         ready, _ = ray.wait(list(streams), num_returns=1, timeout=timeout)
         return [part for stream in ready for part in self._next(streams[stream])]
 
@@ -116,10 +131,14 @@ class RayRunner:
         return total
 
     def stop(self) -> None:
-        """Begin no more shards."""
+        """Begin no more shards; there is nothing to wait for in a replica that has not begun."""
         self._leases.close.remote()
         for replica in self._running:
-            replica.actor.stop.remote()
+            if replica.loaded:
+                replica.actor.stop.remote()
+            else:
+                replica.stream = None
+                ray.kill(replica.actor)
 
     def idle(self) -> bool:
         """Whether all replicas have run dry."""
@@ -127,18 +146,21 @@ class RayRunner:
 
     def close(self) -> None:
         """End all replicas, and Ray too if it was started here."""
-        for replica in self._running:
-            ray.kill(replica.actor)
-        ray.kill(self._leases)
+        try:
+            for actor in (*(replica.actor for replica in self._running), self._leases):
+                with suppress(RayError):  # it is gone, or Ray is
+                    ray.kill(actor)
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         if self._mine:
             ray.shutdown()
 
     def _launch(self) -> _Running:
         name = f"replica-{self._count}"
         self._count += 1
-        gpu = self._setup.resolved.device.startswith("cuda")
-        cpus = min(self._setup.threads, 1) if gpu else self._setup.threads
-        options = {"num_cpus": cpus, "num_gpus": 1 if gpu else 0, "max_restarts": 0, "max_concurrency": 3}
+        options = {"num_cpus": self._cpus, "num_gpus": int(self._gpu), "max_restarts": 0, "max_concurrency": 3}
         actor = ray.remote(Replica).options(**options).remote(self._setup, name)
         return _Running(name, actor, self._work(actor), {})
 
@@ -147,25 +169,27 @@ class RayRunner:
 
     def _next(self, replica: _Running) -> list[Part]:
         try:
-            part: Part = ray.get(next(replica.stream))
+            part: Part | None = ray.get(next(replica.stream))
         except StopIteration:
             replica.stream = None
-            return self._revive()
+            if ray.get(self._leases.waiting.remote()):  # a lease came back when this one had just run dry
+                replica.stream = self._work(replica.actor)
+            return []
         except LOST as error:
             self._replace(replica, error)
             return []
         except RayTaskError as error:
-            raise _cause(error) from None
+            cause = _cause(error)
+            if not isinstance(cause, WorkerLostError):
+                raise cause from None
+            self._replace(replica, cause)
+            return []
+        replica.loaded = True
+        if part is None:
+            return []
         self._losses_in_a_row = 0
         self._leases.done.remote(replica.name, part.shard)
         return [part]
-
-    def _revive(self) -> list[Part]:
-        """Leases that came back after a replica had run dry are work for it."""
-        if self.idle() and ray.get(self._leases.waiting.remote()):
-            for replica in self._running:
-                replica.stream = self._work(replica.actor)
-        return []
 
     def _replace(self, replica: _Running, error: Exception) -> None:
         hopeless = ray.get(self._leases.release.remote(replica.name))
@@ -180,6 +204,8 @@ class RayRunner:
             self._lost[key] = self._lost.get(key, 0) + value
         self._running[self._running.index(replica)] = self._launch()
         ray.kill(replica.actor)
+        for dry in (r for r in self._running if r.stream is None):  # the new one may find no room
+            dry.stream = self._work(dry.actor)
 
     def _ask(self, replica: _Running) -> None:
         """Take the last answer if it has come, and ask anew; never wait, because a replica may be loading or dead."""
@@ -194,8 +220,13 @@ class RayRunner:
                 replica.asked = None
 
 
-def start_ray(address: str | None) -> None:
+def start_ray(address: str | None, cpus: int, gpus: int) -> None:
     """Join the cluster at `address`, or start one on this machine, for this process only, with token authentication."""
+    with keep_signals():
+        _init(address, cpus, gpus)
+
+
+def _init(address: str | None, cpus: int, gpus: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if address:
         try:
@@ -206,9 +237,28 @@ def start_ray(address: str | None) -> None:
                 f"no Ray cluster at {address}: {reason}", "check engine.address; ray status helps"
             ) from None
         return
-    ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE, _node_ip_address="127.0.0.1", **quiet)
+    ray.init(
+        address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=OBJECT_STORE,
+        _node_ip_address="127.0.0.1", **quiet,
+    )  # fmt: skip
+
+
+def check_room(cpus: int, gpus: int) -> None:
+    """UsageError where no node can ever hold a replica, for which Ray would wait without end."""
+    nodes = [(int(r.get("CPU", 0)), int(r.get("GPU", 0))) for n in ray.nodes() if n["Alive"] for r in [n["Resources"]]]
+    if any(node[0] >= cpus and node[1] >= gpus for node in nodes):
+        return
+    have = ", ".join(f"{n} x {node[0]} CPUs + {node[1]} GPUs" for node, n in Counter(nodes).most_common(5))
+    fewer = "with more engine.replicas each asks for fewer CPUs" if cpus > 1 else "join a cluster with more CPUs"
+    hint = "use engine.device=cpu" if gpus and not any(node[1] for node in nodes) else fewer
+    raise UsageError(
+        f"a replica asks for {cpus} CPUs + {gpus} GPUs, and no node of the Ray cluster has them: {have}", hint
+    )
 
 
 def _cause(error: RayTaskError) -> BaseException:
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, BaseException) else error
+    """What a replica raised; where nobody foresaw it, with the traceback from there."""
+    cause: BaseException = error.cause if isinstance(error.cause, BaseException) else error
+    if cause is not error and not isinstance(cause, BatchnlpError):
+        cause.add_note(error.traceback_str)
+    return cause

@@ -1,7 +1,6 @@
 """Signals: the first asks for an end, the second ends.
 
-Handlers only set a flag. One that raised would come up inside a blocking call of Ray, up to a minute later. Install
-after Ray, which replaces SIGTERM's handler.
+Handlers only set a flag. One that raised would come up inside a blocking call of Ray, up to a minute later.
 """
 
 from __future__ import annotations
@@ -17,6 +16,10 @@ from types import FrameType
 import psutil
 
 Handler = Callable[[int, FrameType | None], None]
+
+
+class Interrupted(Exception):
+    """A signal ended the start of something half-way."""
 
 
 class Interrupt:
@@ -57,3 +60,23 @@ def watch_signals() -> Iterator[Interrupt]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def keep_signals() -> Iterator[None]:
+    """Around the start of Ray, which puts a handler of its own, one that exits, in the place of SIGTERM's.
+
+    The old one comes back, and is told of a signal that Ray's handler took; then Interrupted is raised.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit:
+        signal.signal(signal.SIGTERM, before)
+        signal.raise_signal(signal.SIGTERM)
+        raise Interrupted from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
