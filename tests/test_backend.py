@@ -10,6 +10,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ import pytest
 import tiny
 import torch
 
+from batchnlp.backends.device import Hardware, resolve, resume, usable_cpus
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.torch_encoder import Aborted, TorchEncoder
 from batchnlp.engine.api import apply
-from batchnlp.errors import BackendError, ModelError
-from batchnlp.job.spec import TaskSpec
+from batchnlp.errors import BackendError, ModelError, UsageError, WorkerLostError
+from batchnlp.job.spec import EngineSpec, TaskSpec
 from batchnlp.tasks.classify import Classify
 from batchnlp.tasks.embed import Embed
 from batchnlp.tasks.zero_shot import make
@@ -214,6 +216,105 @@ def test_abort_between_batches(classifier: str) -> None:
     encoder.aborted = lambda: True
     with pytest.raises(Aborted):
         encoder.forward(encoded.pieces)
+
+
+# --- a device that computes while the next batch is made ready, and tells its errors late
+
+
+def late(encoder: TorchEncoder, hook: Hook) -> TorchEncoder:
+    """The encoder as on a GPU: one batch ahead, and what `hook` raises comes up when the answer is awaited."""
+    launch, encoder._ahead = encoder._launch, 1
+
+    def launched(pieces: Any, batch: Any, lengths: Any) -> Any:
+        ids = [pieces.ids[pieces.starts[i] : pieces.starts[i + 1]] for i in batch.index]
+        return replace(launch(pieces, batch, lengths), wait=lambda: hook(torch.tensor(np.concatenate(ids))))
+
+    encoder._launch = launched  # type: ignore[method-assign]
+    return encoder
+
+
+@pytest.mark.parametrize("at", [0, 17, 63])
+def test_an_error_that_shows_one_batch_late_costs_the_same_one_document(classifier: str, at: int) -> None:
+    texts = [*TEXTS]
+    texts[at] = f"{WORD} {texts[at]}"
+    _, encoded = encode(classifier, texts)
+    calm = backend(classifier).forward(encoded.pieces)
+    encoder, told = late(backend(classifier, budget=300), Poison()), []
+    encoder.on_batch = lambda rows, tokens, executed, seconds: told.append(rows)
+    raw = encoder.forward(encoded.pieces)
+    assert [(f.doc, f.code) for f in raw.failures] == [(at, "forward_error")]
+    others = np.arange(len(texts)) != at
+    np.testing.assert_allclose(raw.values[others], calm.values[others], atol=1e-5)
+    assert np.isnan(raw.values[at]).all()
+    assert sum(told) == len(encoded.pieces) - 1
+
+
+def test_a_device_that_is_lost_ends_the_worker_and_costs_no_document(
+    classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, encoded = encode(classifier, TEXTS)
+    encoder, assertion = backend(classifier), "CUDA error: device-side assert triggered"
+    monkeypatch.setattr(encoder, "_device_works", lambda: False)
+
+    def broken(ids: torch.Tensor) -> None:
+        raise RuntimeError(assertion)
+
+    with hooked(encoder, broken), pytest.raises(WorkerLostError, match=assertion) as caught:
+        encoder.forward(encoded.pieces)
+    assert caught.value.retryable
+
+
+# --- what the machine has
+
+NO_GPU, TWO_GPUS = Hardware(8, 0, "", 0, False), Hardware(8, 2, "Fake", 80 << 30, True)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"cpu.max": "100000 100000\n"}, 1), ({"cpu.max": "max 100000\n"}, None), ({"cpu.max": "5000 100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None), ({}, None),
+    ],
+)  # fmt: skip
+def test_cpus_are_those_of_the_container(files: dict[str, str], cpus: int | None, tmp_path: Path) -> None:
+    everything = usable_cpus(tmp_path)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cpus(tmp_path) == (cpus or everything)
+
+
+@pytest.mark.parametrize(
+    ("engine", "hardware", "message"),
+    [
+        ({"device": "cuda"}, NO_GPU, "engine.device is cuda, and there is no GPU here.*auto"),
+        ({"device": "cuda:1"}, TWO_GPUS, "Ray hands out the GPUs.*CUDA_VISIBLE_DEVICES=1"),
+        ({"device": "cuda:2", "runner": "inline"}, TWO_GPUS, "the last GPU here is cuda:1"),
+    ],
+)
+def test_a_device_that_cannot_be_used_is_refused(
+    engine: dict[str, Any], hardware: Hardware, message: str, classifier: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(EngineSpec(**engine), resolve_model(classifier, None), hardware)
+
+
+def test_a_resumed_run_keeps_what_auto_became_below_what_is_asked_for(classifier: str) -> None:
+    model = resolve_model(classifier, None)
+    begun = Resolved("cuda", "bfloat16", "torch", 32_768, "bfloat16: Fake computes in it")
+    assert resume(begun, EngineSpec(), model, TWO_GPUS) == begun
+    asked = resume(begun, EngineSpec(tokens_per_batch=100), model, TWO_GPUS)
+    assert asked == replace(begun, tokens_per_batch=100)
+    moved = resume(begun, EngineSpec(), model, NO_GPU)
+    assert (moved.device, moved.dtype, moved.tokens_per_batch) == ("cpu", "bfloat16", 4096)
+    assert "begun on cuda, now on cpu, there is no GPU here" in moved.why
+    assert resume(begun, EngineSpec(device="cpu"), model, TWO_GPUS).device == "cpu"
+    inline = replace(begun, device="cuda:1")
+    assert resume(inline, EngineSpec(), model, TWO_GPUS).device == "cuda", "Ray would show it one GPU alone"
+    assert resume(inline, EngineSpec(runner="inline"), model, TWO_GPUS) == inline
+    with pytest.raises(UsageError, match="no GPU here"):
+        resume(begun, EngineSpec(device="cuda"), model, NO_GPU)
 
 
 # --- batches do not show in the answers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from batchnlp.data import lock as module
 from batchnlp.data.lock import NAME, Holder, Lock
 from batchnlp.data.store import LocalStore, to_json
-from batchnlp.errors import LockedError
+from batchnlp.errors import LockedError, StoppedError
 
 NEVER = 3600.0  # a beat that no test outlives: whoever waits for one hangs, and the test fails
 
@@ -26,6 +28,8 @@ HOLD = """
 import sys, threading
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
+if sys.argv[2]:
+    open("/proc/self/comm", "w").write(sys.argv[2])
 Lock(LocalStore(sys.argv[1]), "theirs").acquire()
 print("held", flush=True)
 threading.Event().wait()
@@ -43,9 +47,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def another_process(store: LocalStore) -> Iterator[subprocess.Popen[str]]:
+def another_process(store: LocalStore, name: str = "") -> Iterator[subprocess.Popen[str]]:
     """A process that has taken the lock and keeps it."""
-    command = [sys.executable, "-c", HOLD, store.root]
+    command = [sys.executable, "-c", HOLD, store.root, name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -112,6 +116,21 @@ def test_a_pid_that_was_given_away_again_is_not_the_holder(store: LocalStore) ->
     lock = Lock(store, "mine")
     lock.acquire()
     lock.release()
+
+
+def test_a_clock_that_is_set_does_not_free_the_lock(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil counts from 1970, so a process's start time moves with the clock."""
+    with another_process(store):
+        created = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: created(process) + 3600)
+        with pytest.raises(LockedError):
+            Lock(store, "mine").acquire()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process names itself in what is read")
+def test_a_holder_that_calls_itself_a_zombie_is_alive(store: LocalStore) -> None:
+    with another_process(store, "x) Z 1 (y"), pytest.raises(LockedError):
+        Lock(store, "mine").acquire()
 
 
 def test_two_locks_of_one_process_exclude_each_other(store: LocalStore) -> None:
@@ -222,6 +241,26 @@ def test_a_holder_beats(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> N
     thread.join()
     lock.release()
     assert holder(store) is None
+
+
+@pytest.mark.parametrize("error", [StoppedError("no space left"), OSError(errno.EIO, "input/output error")])
+def test_a_holder_beats_on_when_the_disk_has_room_again(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.02)
+    lock, failed, beaten, replace_file = Lock(store, "mine"), [], threading.Event(), store.replace
+    lock.acquire()
+
+    def ailing(name: str, data: bytes) -> None:
+        if len(failed) < 3:
+            failed.append(name)
+            raise error
+        replace_file(name, data)
+        beaten.set()
+
+    monkeypatch.setattr(store, "replace", ailing)
+    assert beaten.wait(60)
+    lock.release()
 
 
 def test_a_lock_that_was_taken_over_is_not_given_back(store: LocalStore) -> None:

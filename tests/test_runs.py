@@ -7,11 +7,13 @@ is to be struck has two hundred shards, each of which costs some fsyncs, so that
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,14 @@ import pytest
 import tiny
 
 import batchnlp
+from batchnlp import registry
+from batchnlp.backends.device import usable_cpus
 from batchnlp.data.collect import tables
 from batchnlp.data.ledger import open_ledgers
 from batchnlp.data.verify import verify
+from batchnlp.engine.driver import Progress, RunResult
+from batchnlp.engine.signals import Interrupt, Interrupted, keep_signals, watch_signals
+from batchnlp.errors import SourceError, UsageError
 
 ROWS = 1000
 PER_SHARD = 5
@@ -74,12 +81,13 @@ def undisturbed(docs: Path, classifier: str, tmp_path_factory: pytest.TempPathFa
     return table(out)
 
 
-def start(tmp_path: Path, spec: dict[str, Any]) -> subprocess.Popen[str]:
+def start(tmp_path: Path, spec: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
     """The job in a process of its own."""
     file = tmp_path / "job.yaml"
     file.write_text(json.dumps(spec))
     command = [sys.executable, "-m", "batchnlp", "run", str(file), "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environ = os.environ | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
 
 
 def wait_for_commits(out: Path, count: int, process: subprocess.Popen[str]) -> None:
@@ -96,7 +104,7 @@ def commits(out: Path) -> dict[int, str]:
     return {shard: part.attempt for ledger in open_ledgers(str(out)) for shard, part in ledger.commits().items()}
 
 
-def assert_resumes(spec: dict[str, Any], out: Path, undisturbed: pa.Table) -> None:
+def assert_resumes(spec: dict[str, Any], out: Path, undisturbed: pa.Table) -> RunResult:
     """The same command completes the run without touching what is committed."""
     before = commits(out)
     assert 0 < len(before) < ROWS // PER_SHARD
@@ -110,15 +118,18 @@ def assert_resumes(spec: dict[str, Any], out: Path, undisturbed: pa.Table) -> No
     assert verify(str(out)).problems == []
     assert_equal(table(out), undisturbed)
     assert batchnlp.run(spec).shards == 0
+    return result
 
 
 def test_sigkill_of_the_driver_inline(docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
+    """And the run that resumes takes another batch size, because it is asked to."""
     spec = job(docs, out := tmp_path / "out", classifier)
     process = start(tmp_path, spec)
     wait_for_commits(out, 3, process)
     process.kill()
     process.communicate()
-    assert_resumes(spec, out, undisturbed)
+    spec["engine"]["tokens_per_batch"] = 77
+    assert assert_resumes(spec, out, undisturbed).resolved["tokens_per_batch"] == 77
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -140,14 +151,15 @@ def test_first_signal_drains(
 
 @pytest.fixture
 def ray_cluster() -> Iterator[Any]:
-    """Two nodes of one CPU each, on this machine, and this process connected to them."""
+    """Two nodes on this machine, each with half of its CPUs, and this process connected to them."""
     import ray
     from ray.cluster_utils import Cluster
 
     import batchnlp.engine.ray_runner  # noqa: F401 - its settings must come before ray's own import
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    cluster.add_node(num_cpus=1)
+    half = max(usable_cpus() // 2, 1)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": half, "include_dashboard": False})
+    cluster.add_node(num_cpus=half)
     cluster.wait_for_nodes()
     try:
         yield cluster
@@ -157,9 +169,9 @@ def ray_cluster() -> Iterator[Any]:
 
 
 def test_ray_and_two_replicas_equal_inline(docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
-    """One local Ray, two replicas; and the same command again has nothing to do, so starts no Ray."""
+    """One local Ray, whatever RAY_ADDRESS says; and the same command again has nothing to do, so starts no Ray."""
     spec = job(docs, out := tmp_path / "out", classifier, "ray", replicas=2)
-    process = start(tmp_path, spec)
+    process = start(tmp_path, spec, RAY_ADDRESS="127.0.0.1:1")
     stdout, stderr = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, stderr
     last = json.loads(stdout.splitlines()[-1])
@@ -206,11 +218,72 @@ def replicas_of(driver: int) -> list[psutil.Process]:
 
 
 def test_two_nodes(ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
-    """`engine.address` joins an existing cluster; a replica on each of its nodes."""
+    """`engine.address` joins an existing cluster; a replica on each of its nodes, one of which dies in mid-run."""
+    import ray
+
     spec = job(docs, out := tmp_path / "out", classifier, "ray", replicas=2, address=ray_cluster.address)
-    result = batchnlp.run(spec)
+    killed: list[int] = []
+
+    def strike(progress: Progress) -> None:
+        if progress.rows_now and not killed:
+            killed.append(len(commits(out)))
+            here = ray.get_runtime_context().get_node_id()
+            other = next(node for node in ray_cluster.list_all_nodes() if node.node_id != here)
+            ray_cluster.remove_node(other, allow_graceful=False)
+
+    result = batchnlp.run(spec, strike)
     assert (result.status, result.rows, result.dead) == ("done", ROWS, 3)
+    assert killed[0] < ROWS // PER_SHARD
+    assert verify(str(out)).problems == []
     assert_equal(table(out), undisturbed)
+
+
+@pytest.mark.skipif(usable_cpus() < 2, reason="half of one CPU is one")
+def test_a_replica_that_no_node_can_hold_is_refused(
+    ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path
+) -> None:
+    """Ray itself would wait for ever."""
+    spec = job(docs, tmp_path / "out", classifier, "ray", replicas=1, address=ray_cluster.address)
+    cpus, half = usable_cpus(), usable_cpus() // 2
+    want = rf"asks for {cpus} CPUs \+ 0 GPUs, and no node .* has them: 2 x {half} CPUs \+ 0 GPUs \(with more engine\.replicas"
+    with pytest.raises(UsageError, match=want):
+        batchnlp.run(spec)
+
+
+@pytest.mark.parametrize(
+    ("sign", "number", "code"),
+    [("gcs_server", signal.SIGTERM, 143), ("ray::Replica", signal.SIGTERM, 143), ("ray::Replica", signal.SIGINT, 130)],
+    ids=["Ray starts", "model loads", "model loads, Ctrl-C"],
+)
+def test_signal_during_start_up(
+    sign: str, number: signal.Signals, code: int, docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table
+) -> None:
+    spec = job(docs, out := tmp_path / "out", classifier, "ray", replicas=1)
+    process = start(tmp_path, spec)
+    limit = time.monotonic() + DEADLINE
+    while not any(sign in title for title in titles(process.pid)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit, "no start"
+        time.sleep(0.01)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=DEADLINE)
+    assert process.returncode == code, stderr
+    assert "finishing what is under way" in stderr
+    assert "Traceback" not in stderr
+    last = json.loads(stdout.splitlines()[-1])
+    assert (last["status"], last["rows"], last["shards"]) == ("stopped", 0, 0)
+    assert commits(out) == {}
+    assert batchnlp.run({**spec, "engine": {**spec["engine"], "runner": "inline"}}).shards == ROWS // PER_SHARD
+    assert_equal(table(out), undisturbed)
+
+
+def titles(driver: int) -> list[str]:
+    """What the processes below the driver call themselves."""
+    found = []
+    for child in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.Error):
+            found.append(" ".join(child.cmdline()))
+    return found
 
 
 def test_a_second_run_is_locked_out(docs: Path, classifier: str, tmp_path: Path) -> None:
@@ -244,3 +317,84 @@ def test_second_signal_leaves_at_once(docs: Path, classifier: str, tmp_path: Pat
     assert process.returncode == 130
     assert not list(out.glob("part-*"))
     assert not (out / "_SUCCESS").exists()
+
+
+def test_second_signal_leaves_although_a_child_has_just_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Child:
+        killed = False
+
+        def kill(self) -> None:
+            self.killed = True
+
+    class Gone(Child):
+        def kill(self) -> None:
+            raise psutil.NoSuchProcess(1)
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    last, interrupt = Child(), Interrupt()
+    monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: [Gone(), last])
+    monkeypatch.setattr(os, "_exit", leave)
+    interrupt.handle(signal.SIGINT, None)
+    with pytest.raises(SystemExit, match="130"):
+        interrupt.handle(signal.SIGINT, None)
+    assert last.killed
+
+
+def start_as_ray_does(meanwhile: list[signal.Signals]) -> None:
+    with keep_signals():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        for number in meanwhile:
+            signal.raise_signal(number)
+
+
+def test_a_signal_that_ray_s_own_handler_took_is_ours_again() -> None:
+    with watch_signals() as interrupt:
+        ours = signal.getsignal(signal.SIGTERM)
+        start_as_ray_does([])
+        assert signal.getsignal(signal.SIGTERM) == ours
+        with pytest.raises(Interrupted):
+            start_as_ray_does([signal.SIGTERM])
+        assert interrupt.exit_code == 143
+        assert signal.getsignal(signal.SIGTERM) == ours
+
+
+class BrokenRunner:
+    """Everything about it fails."""
+
+    closed = 0
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def ready(self, timeout: float) -> bool:
+        return True
+
+    def wait(self, timeout: float) -> list[Any]:
+        raise SourceError("the real error")
+
+    def progress(self) -> dict[str, float]:
+        raise RuntimeError("another one, of no interest")
+
+    def close(self) -> None:
+        BrokenRunner.closed += 1
+
+
+def test_the_error_that_ends_a_run_is_the_one_that_is_told(
+    docs: Path, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.RUNNERS, "inline", f"{__name__}:BrokenRunner")
+    with pytest.raises(SourceError, match="the real error"):
+        batchnlp.run(job(docs, tmp_path / "out", classifier))
+    assert BrokenRunner.closed == 1
+
+
+def test_an_error_nobody_foresaw_brings_its_traceback_from_the_replica() -> None:
+    from batchnlp.engine.ray_runner import RayTaskError, _cause
+
+    unforeseen = _cause(RayTaskError("work", "File there.py, line 7", ZeroDivisionError("by zero")))
+    assert isinstance(unforeseen, ZeroDivisionError)
+    assert "File there.py, line 7" in unforeseen.__notes__[0]
+    foreseen = _cause(RayTaskError("work", "File there.py, line 7", SourceError("no such column")))
+    assert not hasattr(foreseen, "__notes__"), "one line is enough"

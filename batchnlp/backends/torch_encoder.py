@@ -1,7 +1,8 @@
 """Encoders on torch: pieces in, logits or pooled vectors out, in padded batches sorted by length.
 
 Batches that fail are halved, whatever the reason: when memory runs out the size that did not fit is remembered and not
-tried again; any other error ends at the one document that causes it, which becomes a dead letter.
+tried again; any other error ends at the one document that causes it, which becomes a dead letter. A CUDA device on which a
+kernel has failed does nothing any more, whatever the document: then the worker ends.
 
 Shapes: B rows of a batch, L padded length, H hidden size.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchnlp.errors import BackendError, ModelError
+from batchnlp.errors import BackendError, ModelError, WorkerLostError
 from batchnlp.text.batching import halve, pack
 from batchnlp.text.encode import ranges
 from batchnlp.types import Batch, Failure, ModelFiles, Pieces, Raw, Resolved
@@ -27,6 +29,15 @@ HOPELESS = 8  # documents failing one by one before anything succeeded: then it 
 
 class Aborted(Exception):
     """The run is being stopped; raised between batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A batch that was launched, and where its answer will be."""
+
+    batch: Batch
+    host: Tensor  # [B, labels or H] float32 in host memory
+    wait: Callable[[], None]  # until the answer is there; raises what went wrong on the device meanwhile
 
 
 class TorchEncoder:
@@ -44,6 +55,7 @@ class TorchEncoder:
         self._head = Pooler(model, self.device) if kind == "vectors" else None
         self._pad = int(self._model.config.pad_token_id or 0)
         self._worked = False
+        self._ahead = int(self.device.type == "cuda")  # batches that are launched before the last one is awaited
         self.on_batch: Callable[[int, int, int, float], None] = lambda rows, tokens, executed, seconds: None
         self.aborted: Callable[[], bool] = lambda: False
 
@@ -53,28 +65,35 @@ class TorchEncoder:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed by mypy
     def forward(self, pieces: Pieces) -> Raw:
-        """All pieces of a shard."""
-        lengths, began, executed, tokens = pieces.lengths, perf_counter(), 0, 0
+        """All pieces of a shard. A GPU computes a batch while the next one is made ready."""
+        lengths, executed, tokens = pieces.lengths, 0, 0
+        began = last = perf_counter()
         waiting = deque(pack(lengths, self.tokens_per_batch))
-        answers: list[tuple[Batch, Tensor]] = []
+        flying: deque[_Flight] = deque()
+        answers: list[tuple[Batch, Any]] = []
         failures: list[Failure] = []
-        while waiting:
+        while waiting or flying:
             if self.aborted():
                 raise Aborted
-            batch = waiting.popleft()
-            if batch.tokens > self.tokens_per_batch and len(batch.index) > 1:
+            launch = bool(waiting) and len(flying) <= self._ahead
+            batch = waiting.popleft() if launch else flying[0].batch
+            if launch and batch.tokens > self.tokens_per_batch and len(batch.index) > 1:
                 waiting.extendleft(reversed(halve(batch, lengths)))  # the budget has shrunk since it was packed
                 continue
-            start = perf_counter()
             try:
-                answers.append((batch, self._one(pieces, batch, lengths)))
+                if launch:
+                    flying.append(self._launch(pieces, batch, lengths))
+                    continue
+                answers.append((batch, _landed(flying.popleft())))
             except Exception as error:  # noqa: BLE001 - whatever a model raises, it is about these documents
                 self._fail(error, batch, pieces, waiting, failures)
                 continue
             self._worked = True
             real = int(lengths[batch.index].sum())
             executed, tokens = executed + batch.tokens, tokens + real
-            self.on_batch(len(batch.index), real, batch.tokens, perf_counter() - start)
+            now = perf_counter()
+            self.on_batch(len(batch.index), real, batch.tokens, now - last)
+            last = now
         values = self._gather(answers, len(pieces))
         return Raw(self.kind, values, tuple(failures), tokens, executed, perf_counter() - began)
 
@@ -91,10 +110,32 @@ class TorchEncoder:
             waiting.extendleft(reversed(halve(batch, pieces.lengths)))
             return
         message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if not memory and not self._device_works():
+            hint = "the same command goes on; where one document does this, engine.device=cpu makes it a dead letter"
+            raise WorkerLostError(f"{self.device} does nothing any more: {message}", hint) from error
         code = "device_oom" if memory else "forward_error"
         failures.append(Failure(int(pieces.doc[batch.index[0]]), "forward", code, message))
         if not self._worked and len({failure.doc for failure in failures}) >= HOPELESS:
             raise BackendError(f"the model fails on every document: {message}") from error
+
+    def _device_works(self) -> bool:
+        """After a kernel has failed, a device-side assert say, CUDA fails every call of the process."""
+        if self.device.type != "cuda":
+            return True
+        try:
+            torch.cuda.synchronize(self.device)
+            return int(torch.ones(1, device=self.device).sum()) == 1
+        except RuntimeError:
+            return False
+
+    def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
+        """Begin with a batch; its answer comes to host memory by itself, so that its errors show one batch later."""
+        answer = self._one(pieces, batch, lengths)
+        if self.device.type != "cuda":
+            return _Flight(batch, answer, lambda: None)
+        host = torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True)
+        host.copy_(answer, non_blocking=True)
+        return _Flight(batch, host, torch.cuda.current_stream(self.device).record_event().synchronize)
 
     def _one(self, pieces: Pieces, batch: Batch, lengths: Any) -> Tensor:
         """[B, labels] logits or [B, H] vectors in float32, on the device."""
@@ -123,11 +164,11 @@ class TorchEncoder:
         tensor = torch.from_numpy(table)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _gather(self, answers: list[tuple[Batch, Tensor]], rows: int) -> Any:
-        """All answers in the order of the pieces; one copy from the device a shard. NaN where there is none."""
+    def _gather(self, answers: list[tuple[Batch, Any]], rows: int) -> Any:
+        """All answers in the order of the pieces; NaN where there is none."""
         if not answers:
             return np.full((rows, self.width), np.nan, np.float32)
-        values = torch.cat([answer for _, answer in answers]).cpu().numpy()
+        values = np.concatenate([answer for _, answer in answers])
         out = np.full((rows, values.shape[1]), np.nan, np.float32)
         out[np.concatenate([batch.index for batch, _ in answers])] = values
         return out
@@ -138,6 +179,12 @@ class TorchEncoder:
         if self._head is not None:
             return self._head.width
         return int(self._model.config.num_labels)
+
+
+def _landed(flight: _Flight) -> Any:
+    """The answer, copied out of pinned memory, which the next batches use again."""
+    flight.wait()
+    return flight.host.numpy().copy()
 
 
 class Pooler:
@@ -213,4 +260,5 @@ def load_model(model: ModelFiles, dtype: torch.dtype, kind: str) -> Any:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the batch was too large for the memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)
