@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 CACHE = tempfile.mkdtemp(prefix="batchnlp-tests-")
 for name in [n for n in os.environ if n.startswith("BATCHNLP_")] + ["TOKENIZERS_PARALLELISM"]:
@@ -69,6 +70,14 @@ def encoder(models: Path) -> str:
     import tiny
 
     return tiny.save_encoder(models / "encoder", normalize=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    """An output of three shards, planned and not begun."""
+    from outputs import Run
+
+    return Run(tmp_path / "out")
 
 
 Corpus = Callable[..., Path]

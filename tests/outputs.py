@@ -1,0 +1,90 @@
+"""Outputs without a model: a plan, workers that write small parts, and a store that crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchnlp.data.ledger import Ledger, set_live
+from batchnlp.data.parts import DEAD_SCHEMA, PartWriter
+from batchnlp.data.store import LocalStore
+from batchnlp.types import InputFile, Part, Plan, Resolved, Segment, Shard
+
+PRINT = "0123456789abcdef" * 4
+SCHEMA = pa.schema([("id", pa.string()), ("lang", pa.string()), ("score", pa.float32())])
+RESOLVED = Resolved("cpu", "float32", "torch", 4096, "as asked")
+FACTS: dict[str, Any] = {"source": {"id": None}}
+ROWS = 6  # of a shard
+
+
+def make_plan(shards: int, rows: int = ROWS) -> Plan:
+    files = (InputFile("/in/a.parquet", "a.parquet", 10, "1", "parquet", None, (("k", "v"),)),)
+    cuts = tuple(Shard(i, (Segment(0, i * rows, (i + 1) * rows, rows),)) for i in range(shards))
+    return Plan(PRINT, files, cuts, SCHEMA)
+
+
+def results(shard: int, rows: int = ROWS, langs: Sequence[str | None] = ("en", "de"), dead: int = 0) -> pa.Table:
+    ids = [f"a.parquet#{shard * rows + i}" for i in range(rows - dead)]
+    return pa.table(
+        [ids, [langs[i % len(langs)] for i in range(rows - dead)], np.arange(rows - dead, dtype=np.float32)],
+        schema=SCHEMA,
+    )
+
+
+def letters(shard: int, dead: int, rows: int = ROWS) -> pa.Table:
+    found = [
+        {"id": f"a.parquet#{shard * rows + rows - 1 - i}", "file": "a.parquet", "code": "null_text"}
+        for i in range(dead)
+    ]
+    return pa.Table.from_pylist(found, DEAD_SCHEMA)
+
+
+class Run:
+    """An output with a plan, and workers that write parts."""
+
+    def __init__(self, root: Path | str, shards: int = 3, partition_by: Sequence[str] = ()) -> None:
+        self.store = LocalStore(root)
+        self.ledger = Ledger(self.store, PRINT)
+        self.plan = make_plan(shards)
+        self.writer = PartWriter(self.store, PRINT, partition_by)
+        self.ledger.create_plan(self.plan, FACTS, RESOLVED, {"job": "j"})
+        set_live(self.store, [PRINT])
+
+    def write(self, shard: int, attempt: str = "one", dead: int = 0, **more: Any) -> Part:
+        measured: dict[str, Any] = {"tokens": 1, "executed": 2, "seconds": {"forward": 0.1}}
+        return self.writer.write(shard, attempt, results(shard, dead=dead, **more), letters(shard, dead), measured)
+
+    def commit(self, part: Part) -> bool:
+        return self.ledger.commit(part, self.plan.shards[part.shard], "invocation")
+
+    def complete(self, dead: int = 0) -> None:
+        for shard in self.plan.shards:
+            assert self.commit(self.write(shard.index, dead=dead))
+        self.ledger.finish(self.ledger.commits(), {}, success=True)
+
+    def staged(self) -> list[str]:
+        return self.store.names(f"{self.ledger.control}/staging")
+
+
+class Crash(Exception):
+    """The process ends here."""
+
+
+class CrashingStore(LocalStore):
+    """Ends the process before the operation of that name."""
+
+    before = ""
+
+    def publish(self, source: str, name: str) -> None:
+        if self.before == "publish":
+            raise Crash
+        super().publish(source, name)
+
+    def remove(self, name: str) -> None:
+        if self.before == "remove":
+            raise Crash
+        super().remove(name)

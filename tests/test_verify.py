@@ -1,0 +1,92 @@
+"""An output is proved from its files alone, and each kind of damage is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from outputs import ROWS, Run, letters, results
+
+from batchnlp.data.verify import verify
+
+
+def test_verify_of_a_whole_run(run: Run) -> None:
+    run.complete(dead=1)
+    verdict = verify(run.store.root)
+    assert verdict.problems == []
+    assert (verdict.rows, verdict.ok, verdict.dead, verdict.files, verdict.duplicate_ids) == (18, 15, 3, 6, 0)
+
+
+def the_problem(run: Run) -> str:
+    problems = verify(run.store.root).problems
+    assert problems, "verify found nothing"
+    return "\n".join(problems)
+
+
+@pytest.mark.parametrize("kind", ["rows", "dead"])
+def test_verify_finds_a_missing_file(run: Run, kind: str) -> None:
+    run.complete(dead=1)
+    name = next(f.name for f in run.ledger.commits()[1].files if f.kind == kind)
+    os.unlink(run.store.path(name))
+    assert f"{run.store.path(name)} is missing" in the_problem(run)
+
+
+def test_verify_finds_a_damaged_byte_anywhere(run: Run) -> None:
+    run.complete()
+    path = Path(run.store.path(run.ledger.commits()[1].files[0].name))
+    whole = path.read_bytes()
+    for at in (0, 4, len(whole) // 2, len(whole) - 1):
+        data = bytearray(whole)
+        data[at] ^= 1
+        path.write_bytes(data)
+        assert f"{path} is damaged" in the_problem(run)
+    path.write_bytes(whole + b"\0")
+    assert f"{path} has {len(whole) + 1:,} bytes instead of {len(whole):,}" in the_problem(run)
+    path.write_bytes(whole)
+    assert verify(run.store.root).problems == []
+
+
+def test_verify_finds_a_missing_commit(run: Run) -> None:
+    run.complete()
+    run.store.remove(f"{run.ledger.control}/commits/00001.json")
+    assert "shard 1 is not committed" in the_problem(run)
+
+
+@pytest.mark.parametrize(("key", "value"), [("rows", 1), ("ok", 1), ("dead", 1), ("files", [])])
+def test_verify_finds_a_changed_manifest(run: Run, key: str, value: Any) -> None:
+    run.complete()
+    path = Path(run.store.path(f"{run.ledger.control}/manifest.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    assert "manifest" in the_problem(run)
+
+
+def test_verify_finds_what_is_missing_at_the_end(run: Run) -> None:
+    run.complete()
+    run.store.remove("_SUCCESS")
+    assert "_SUCCESS is missing" in the_problem(run)
+    run.store.remove(f"{run.ledger.control}/manifest.json")
+    assert "no manifest" in the_problem(run)
+
+
+def test_verify_compares_the_ids_with_those_that_went_in(run: Run) -> None:
+    """A file swapped for another with as many rows, its checksum put right: only the ids tell."""
+    run.complete()
+    path = Path(run.store.path(f"{run.ledger.control}/commits/00001.json"))
+    tree = json.loads(path.read_text())
+    tree["ids_hash"] = run.ledger.commits()[0].ids_hash
+    path.write_text(json.dumps(tree))
+    assert "the ids are not those that went in" in the_problem(run)
+
+
+def test_verify_reports_generated_ids_that_are_there_twice(tmp_path: Path) -> None:
+    run = Run(tmp_path / "out", shards=2)
+    measured: dict[str, Any] = {"tokens": 1, "executed": 1, "seconds": {}}
+    for shard in (0, 1):
+        run.commit(run.writer.write(shard, "a", results(0), letters(0, 0), measured))
+    run.ledger.finish(run.ledger.commits(), {}, success=True)
+    verdict = verify(run.store.root)
+    assert verdict.duplicate_ids == ROWS
+    assert verdict.problems == [f"run {run.ledger.run}: {ROWS} generated ids are there twice"]
