@@ -6,20 +6,17 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 import pyarrow.parquet as pq
 import pytest
 import tiny
-from click.testing import CliRunner, Result
+from commands import BAD, QUICK, Corpus, classify, invoke, last_json, rows_of
 
 from batchnlp.cli.main import main
 
 README = Path(__file__).parents[1] / "README.md"
-Corpus = Callable[..., Path]
 ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--output", "--revision", "--set",
            "--text-column"]  # fmt: skip
 FLAGS = {
@@ -35,27 +32,6 @@ FLAGS = {
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
         "seconds"}  # fmt: skip
 STAGES = {"start", "encode", "forward", "write", "idle", "total"}
-QUICK = ["--set", "engine.runner=inline", "--set", "engine.dtype=float32", "--set", "engine.device=cpu"]
-
-
-def invoke(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args], prog_name="batchnlp")
-
-
-def classify(corpus: Path, out: Path, model: str, *more: object) -> Result:
-    return invoke("classify", corpus, "-o", out, "--model", model, "--id-column", "doc_id", *QUICK, *more)
-
-
-def last_json(result: Result) -> dict[str, Any]:
-    tree = json.loads(result.stdout.splitlines()[-1])
-    assert isinstance(tree, dict)
-    return tree
-
-
-def rows_of(out: Path) -> list[dict[str, Any]]:
-    result = invoke("collect", out, "-o", "-", "--format", "jsonl")
-    assert result.exit_code == 0, result.output
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def options(command: click.Command) -> list[str]:
@@ -233,8 +209,6 @@ def test_zero_shot_with_labels(tmp_path: Path, corpus: Corpus, nli: str) -> None
 
 # --- dead letters
 
-BAD = [*tiny.texts(7), None, "", "   "]
-
 
 def test_over_max_failed_is_exit_1_without_success(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out = tmp_path / "out"
@@ -270,52 +244,6 @@ def test_the_limit_is_judged_anew_each_time(tmp_path: Path, corpus: Corpus, clas
     for limit, code in (("50%", 0), ("0", 1), ("50%", 0)):
         assert classify(source, out, classifier, "--set", f"limits.max_failed={limit}").exit_code == code
         assert (out / "_SUCCESS").exists() == (code == 0), f"max_failed={limit}"
-
-
-# --- another job in the same place
-
-
-def test_another_job_is_refused_and_told_what_changed(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
-    out, source = tmp_path / "out", corpus()
-    classify(source, out, classifier)
-    before = sorted(out.rglob("*"))
-    result = classify(source, out, classifier, "--set", "task.on_long=truncate")
-    assert result.exit_code == 2
-    error = result.stderr.splitlines()[-1]
-    assert error.startswith(
-        f"batchnlp: {out} holds the results of another job; this one differs in recipe.task.on_long"
-    )
-    assert "--mode overwrite or append" in error
-    assert sorted(out.rglob("*")) == before
-
-
-def test_append_adds_and_overwrite_replaces(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
-    out = tmp_path / "out"
-    first, second = corpus(), corpus(tiny.texts(4, seed=9), "second")
-    assert classify(first, out, classifier).exit_code == 0
-    assert classify(second, out, classifier, "--mode", "append").exit_code == 0
-    assert len(rows_of(out)) == 29
-    assert len(last_json(invoke("status", out, "--json"))["runs"]) == 2
-    assert invoke("verify", out).exit_code == 0
-    third = classify(second, out, classifier, "--mode", "overwrite", "--set", "task.scores=true")
-    assert third.exit_code == 0, third.output
-    rows = rows_of(out)
-    assert len(rows) == 4
-    assert all("scores" in row for row in rows)
-    assert len(list(out.glob("part-*"))) == len(list((out / "_batchnlp").glob("*/plan.json"))) == 1
-    assert invoke("verify", out).exit_code == 0
-
-
-def test_a_failed_overwrite_leaves_no_success_of_the_run_before(
-    tmp_path: Path, corpus: Corpus, classifier: str
-) -> None:
-    out = tmp_path / "out"
-    assert classify(corpus(), out, classifier).exit_code == 0
-    result = classify(corpus(BAD, "bad"), out, classifier, "--mode", "overwrite")
-    assert result.exit_code == 1
-    live = json.loads((out / "_batchnlp" / "current.json").read_text())["live"]
-    manifest = json.loads((out / "_batchnlp" / live[-1] / "manifest.json").read_text())
-    assert (out / "_SUCCESS").exists() == manifest["success"], "_SUCCESS speaks for what is live"
 
 
 # --- refused before anything is written

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from outputs import FACTS, PRINT, RESOLVED, Crash, CrashingStore, Run, make_plan
 
-from batchnlp.data.ledger import Ledger, open_ledgers
+from batchnlp.data.ledger import Ledger, open_ledgers, sweep_dropped
 from batchnlp.data.parts import staging_folder
 from batchnlp.data.store import LocalStore
+from batchnlp.data.verify import verify
 from batchnlp.errors import CorruptError, OutputError
-from batchnlp.types import Part
+from batchnlp.types import Part, Segment, Shard
 
 # --- the plan
 
@@ -153,6 +154,58 @@ def test_a_crash_inside_a_commit_is_finished_by_the_next_run(run: Run, point: st
     assert run.staged() == []
 
 
+def crash(run: Run, point: str) -> Part:
+    """A part whose driver died inside its commit."""
+    part, store = run.write(0, "dying", dead=1), CrashingStore(run.store.root)
+    store.before = point
+    with pytest.raises(Crash):
+        Ledger(store, PRINT).commit(part, run.plan.shards[0], "dying")
+    assert not os.path.exists(run.store.path(part.files[0].name))
+    return part
+
+
+def test_what_a_dying_driver_committed_is_published_by_whoever_comes_late(run: Run) -> None:
+    part = crash(run, "publish")
+    assert not run.commit(run.write(0, "late"))
+    assert all(os.path.isfile(run.store.path(f.name)) for f in part.files)
+
+
+def test_what_a_dying_driver_committed_is_published_before_the_manifest_names_it(run: Run) -> None:
+    part = crash(run, "publish")
+    run.commit(run.write(1))
+    run.commit(run.write(2))
+    run.ledger.finish(run.ledger.commits(), {}, success=True)
+    assert all(os.path.isfile(run.store.path(f.name)) for f in part.files)
+    assert verify(run.store.root).problems == []
+
+
+def test_a_damaged_file_is_repaired_when_its_shard_is_computed_again(run: Run) -> None:
+    run.complete()
+    part = run.ledger.commits()[1]
+    path = Path(run.store.path(part.files[0].name))
+    path.write_bytes(path.read_bytes()[:-9])
+    run.store.remove(f"{run.ledger.control}/commits/00001.json")  # what the hint says
+    run.commit(run.write(1, "again"))
+    run.ledger.finish(run.ledger.commits(), {}, success=True)
+    assert verify(run.store.root).problems == []
+    assert sorted(run.store.names("")) == [
+        "_SUCCESS",
+        "_batchnlp",
+        *(f"part-{i:05d}-{PRINT[:8]}.parquet" for i in range(3)),
+    ]
+
+
+@pytest.mark.parametrize("shards", [[(0, 6)], [(0, 6), (6, 11)]], ids=["fewer", "other rows"])
+def test_commits_of_another_plan_are_refused(run: Run, shards: list[tuple[int, int]]) -> None:
+    run.commit(run.write(0))
+    run.commit(run.write(1))
+    other = [Shard(i, (Segment(0, a, b, b - a),)) for i, (a, b) in enumerate(shards)]
+    with pytest.raises(
+        CorruptError, match=r"commit of shard 1 belongs to another plan .*remove .* and run the job again"
+    ):
+        run.ledger.recover(other, "next")
+
+
 def test_a_committed_file_that_is_gone_is_said_and_not_papered_over(run: Run) -> None:
     part = run.write(0)
     run.commit(part)
@@ -194,3 +247,26 @@ def test_drop_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
     left = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert left == {"mine.txt", "_SUCCESS", "current.json"}
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith("lang=")]
+
+
+def test_a_crash_while_dropping_a_run_leaves_nothing_of_it_to_the_same_job(run: Run) -> None:
+    run.complete(dead=1)
+    store = CrashingStore(run.store.root)
+    store.before = "remove"
+    with pytest.raises(Crash):
+        Ledger(store, PRINT).drop()
+    again = Ledger(run.store, PRINT)
+    assert again.plan_tree() is None
+    assert again.recover(run.plan.shards, "next") == {}, "nothing half"
+    sweep_dropped(run.store)
+    assert run.store.names("_batchnlp") == ["current.json"]
+    assert [n for n in run.store.names("") if n.startswith("part-")] == []
+
+
+def test_what_is_left_of_a_dropped_run_takes_no_new_run_along(run: Run) -> None:
+    """Swept late: the same job has begun again meanwhile."""
+    run.complete()
+    os.rename(run.store.path(run.ledger.control), run.store.path(f"_batchnlp/.dropped-{PRINT}"))
+    run.ledger.create_plan(run.plan, FACTS, RESOLVED, {})
+    sweep_dropped(run.store)
+    assert run.ledger.plan_tree() is not None

@@ -55,3 +55,12 @@ def test_publish_is_idempotent_and_shows_whole_files(tmp_path: Path) -> None:
     store.publish("staging/x", "deep/x")
     store.remove("staging")
     assert store.read("deep/x") == b"data"
+
+
+def test_publish_replaces_what_is_another_file(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.create("staging/x", b"whole")
+    store.create("deep/x", b"dam")
+    store.publish("staging/x", "deep/x")
+    assert store.read("deep/x") == b"whole"
+    assert os.listdir(tmp_path / "deep") == ["x"]

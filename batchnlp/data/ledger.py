@@ -196,14 +196,9 @@ class Ledger:
 
         The directory is renamed first: a crash in between must not leave half of it to a later run of the same job.
         """
-        whole, self.control = self.control, f"_batchnlp/{DROPPED}{self.fingerprint}"
-        if os.path.isdir(self.store.path(whole)):
-            os.rename(self.store.path(whole), self.store.path(self.control))
-        for part in self.commits().values():
-            for file in part.files:
-                self.store.remove(file.name)
-                _remove_empty(self.store, os.path.dirname(file.name))
-        self.store.remove(self.control)
+        if os.path.isdir(self.store.path(self.control)):
+            os.rename(self.store.path(self.control), self.store.path(f"_batchnlp/{DROPPED}{self.fingerprint}"))
+        sweep_dropped(self.store)
 
 
 def sums(parts: Iterable[Part]) -> dict[str, Any]:
@@ -235,10 +230,15 @@ def fingerprints(store: LocalStore) -> list[str]:
 
 
 def sweep_dropped(store: LocalStore) -> None:
-    """Finish what a crash interrupted in `Ledger.drop`."""
+    """Remove the files of dropped runs; also those that a crash left half removed."""
     for name in store.names("_batchnlp"):
         if name.startswith(DROPPED):
-            Ledger(store, name.removeprefix(DROPPED)).drop()
+            ledger = Ledger(store, name)
+            for part in ledger.commits().values():
+                for file in part.files:
+                    store.remove(file.name)
+                    _remove_empty(store, os.path.dirname(file.name))
+            store.remove(ledger.control)
 
 
 def open_ledgers(root: str) -> list[Ledger]:
