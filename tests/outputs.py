@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from batchnlp.data.ledger import Ledger, set_live
+from batchnlp.data.ledger import Ledger, live, set_live, settle
 from batchnlp.data.parts import DEAD_SCHEMA, PartWriter
 from batchnlp.data.store import LocalStore
 from batchnlp.types import InputFile, Part, Plan, Resolved, Segment, Shard
@@ -46,13 +47,16 @@ def letters(shard: int, dead: int, rows: int = ROWS) -> pa.Table:
 class Run:
     """An output with a plan, and workers that write parts."""
 
-    def __init__(self, root: Path | str, shards: int = 3, partition_by: Sequence[str] = ()) -> None:
+    def __init__(
+        self, root: Path | str, shards: int = 3, partition_by: Sequence[str] = (), print_: str = PRINT,
+        facts: dict[str, Any] = FACTS,
+    ) -> None:  # fmt: skip
         self.store = LocalStore(root)
-        self.ledger = Ledger(self.store, PRINT)
-        self.plan = make_plan(shards)
-        self.writer = PartWriter(self.store, PRINT, partition_by)
-        self.ledger.create_plan(self.plan, FACTS, RESOLVED, {"job": "j"})
-        set_live(self.store, [PRINT])
+        self.ledger = Ledger(self.store, print_)
+        self.plan = replace(make_plan(shards), fingerprint=print_)
+        self.writer = PartWriter(self.store, print_, partition_by)
+        self.ledger.create_plan(self.plan, facts, RESOLVED, {"job": "j"})
+        set_live(self.store, [*live(self.store), print_])
 
     def write(self, shard: int, attempt: str = "one", dead: int = 0, **more: Any) -> Part:
         measured: dict[str, Any] = {"tokens": 1, "executed": 2, "seconds": {"forward": 0.1}}
@@ -64,7 +68,11 @@ class Run:
     def complete(self, dead: int = 0) -> None:
         for shard in self.plan.shards:
             assert self.commit(self.write(shard.index, dead=dead))
-        self.ledger.finish(self.ledger.commits(), {}, success=True)
+        self.finish()
+
+    def finish(self, *, success: bool = True) -> None:
+        self.ledger.finish(self.ledger.commits(), {}, success=success)
+        settle(self.store)
 
     def staged(self) -> list[str]:
         return self.store.names(f"{self.ledger.control}/staging")

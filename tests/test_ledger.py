@@ -174,7 +174,7 @@ def test_what_a_dying_driver_committed_is_published_before_the_manifest_names_it
     part = crash(run, "publish")
     run.commit(run.write(1))
     run.commit(run.write(2))
-    run.ledger.finish(run.ledger.commits(), {}, success=True)
+    run.finish()
     assert all(os.path.isfile(run.store.path(f.name)) for f in part.files)
     assert verify(run.store.root).problems == []
 
@@ -186,7 +186,7 @@ def test_a_damaged_file_is_repaired_when_its_shard_is_computed_again(run: Run) -
     path.write_bytes(path.read_bytes()[:-9])
     run.store.remove(f"{run.ledger.control}/commits/00001.json")  # what the hint says
     run.commit(run.write(1, "again"))
-    run.ledger.finish(run.ledger.commits(), {}, success=True)
+    run.finish()
     assert verify(run.store.root).problems == []
     assert sorted(run.store.names("")) == [
         "_SUCCESS",
@@ -235,7 +235,7 @@ def test_finish_sums_up_and_leaves_no_staging(run: Run) -> None:
 
 def test_finish_without_success_leaves_no_success_of_before(run: Run) -> None:
     run.complete()
-    run.ledger.finish(run.ledger.commits(), {}, success=False)
+    run.finish(success=False)
     assert run.store.read("_SUCCESS") is None
 
 

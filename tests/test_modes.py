@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 import tiny
 from commands import BAD, Corpus, classify, invoke, last_json, rows_of
+
+from batchnlp.data.ledger import live
+from batchnlp.data.lock import Lock
+from batchnlp.data.store import LocalStore
+from batchnlp.engine import driver
+from batchnlp.engine.signals import Interrupt
 
 
 def test_another_job_is_refused_and_told_what_changed(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
@@ -65,3 +74,124 @@ def test_a_failed_overwrite_replaces_nothing(tmp_path: Path, corpus: Corpus, cla
     assert again.exit_code == 0, again.output
     assert len(rows_of(out)) == 7
     assert len(list(out.glob("part-*"))) == 1
+
+
+def live_of(out: Path) -> list[str]:
+    return live(LocalStore(out))
+
+
+@pytest.fixture
+def cut_short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs commit nothing and end, as after a signal."""
+    with monkeypatch.context() as patch:
+        patch.setattr(driver._Run, "_compute", lambda *args: Interrupt())
+        yield
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_a_first_run_that_is_cut_short_is_seen(
+    tmp_path: Path, corpus: Corpus, classifier: str, mode: str, cut_short: None
+) -> None:
+    out, source = tmp_path / "out", corpus()
+    classify(source, out, classifier, "--mode", mode)
+    status = last_json(invoke("status", out, "--json"))
+    assert (status["status"], status["shards_done"], status["live"]) == ("incomplete", 0, True)
+    assert invoke("verify", out).exit_code == 1
+    refused = classify(source, out, classifier, "--set", "task.on_long=truncate")
+    assert "holds the results of another job" in refused.stderr
+
+
+def test_an_overwrite_cut_short_leaves_what_stands_and_status_tells_of_both(
+    tmp_path: Path, corpus: Corpus, classifier: str, request: pytest.FixtureRequest
+) -> None:
+    out, source = tmp_path / "out", corpus()
+    assert classify(source, out, classifier).exit_code == 0
+    want, before = rows_of(out), live_of(out)
+    request.getfixturevalue("cut_short")
+    classify(source, out, classifier, "--mode", "overwrite", "--set", "task.on_long=truncate")
+    assert (rows_of(out), live_of(out)) == (want, before)
+    assert invoke("verify", out).exit_code == 0
+    runs = last_json(invoke("status", out, "--json"))["runs"]
+    assert [(run["status"], run["live"]) for run in runs] == [("done", True), ("incomplete", False)]
+    assert "incomplete, not live" in invoke("status", out).stdout
+
+
+def test_the_same_job_again_keeps_its_place_among_appended_ones(
+    tmp_path: Path, corpus: Corpus, classifier: str
+) -> None:
+    out, first, second = tmp_path / "out", corpus(), corpus(tiny.texts(4, seed=9), "second")
+    for source in (first, second, first):
+        assert classify(source, out, classifier, "--mode", "append").exit_code == 0
+    assert [row["id"] for row in rows_of(out)] == [f"doc-{i:03}" for i in (*range(25), *range(4))]
+
+
+def test_an_appended_run_over_the_limit_takes_success_away_until_it_is_within(
+    tmp_path: Path, corpus: Corpus, classifier: str
+) -> None:
+    out, bad = tmp_path / "out", corpus(BAD, "bad")
+    assert classify(corpus(), out, classifier).exit_code == 0
+    for limit, code in (("0", 1), ("50%", 0), ("0", 1)):
+        more = ["--mode", "append", "--set", f"limits.max_failed={limit}"]
+        assert classify(bad, out, classifier, *more).exit_code == code
+        assert (out / "_SUCCESS").exists() == (code == 0), limit
+        assert invoke("verify", out).exit_code == 0
+
+
+def test_a_failed_overwrite_says_what_lies_where(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    assert classify(corpus(), out, classifier).exit_code == 0
+    result = classify(corpus(BAD, "bad"), out, classifier, "--mode", "overwrite")
+    assert "the results of before stand, and part files of this run lie beside them" in result.stderr
+
+
+def test_of_two_jobs_at_once_in_a_fresh_output_the_second_is_refused(
+    tmp_path: Path, corpus: Corpus, classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one came and went between the look and the lock."""
+    out, source = tmp_path / "out", corpus()
+
+    class Late(driver.Lock):
+        def acquire(self, *args: Any) -> None:
+            monkeypatch.setattr(driver, "Lock", Lock)
+            assert classify(source, out, classifier, "--set", "task.on_long=truncate").exit_code == 0
+            super().acquire(*args)
+
+    monkeypatch.setattr(driver, "Lock", Late)
+    result = classify(source, out, classifier)
+    assert result.exit_code == 2
+    assert "this one differs in recipe.task.on_long" in result.stderr
+    assert len(list(out.glob("_batchnlp/*/plan.json"))) == len(list(out.glob("part-*"))) == 1
+
+
+@pytest.mark.parametrize("name", ["plan.json", "manifest.json", "commits/00000.json"])
+def test_a_damaged_control_file_is_one_line_and_its_hint_works(
+    tmp_path: Path, corpus: Corpus, classifier: str, name: str
+) -> None:
+    out, source = tmp_path / "out", corpus()
+    assert classify(source, out, classifier).exit_code == 0
+    path = next(out.glob(f"_batchnlp/*/{name}"))
+    path.write_text("{")
+    for command in ("status", "collect"):
+        result = invoke(command, out)
+        assert result.exit_code == 3, result.output
+        assert result.stderr.splitlines()[-1].startswith(f"batchnlp: {path} is damaged")
+        assert "Traceback" not in result.stderr
+    assert invoke("verify", out).exit_code == 1
+    hint = invoke("status", out).stderr
+    target = path.parent if name == "plan.json" else path
+    assert f"(remove {target} and run the job again" in hint or "(remove it and run the job again" in hint
+    LocalStore(out).remove(str(target))
+    assert classify(source, out, classifier).exit_code == 0
+    assert invoke("verify", out).exit_code == 0
+
+
+def test_a_run_computed_again_in_part_is_not_complete_meanwhile(
+    tmp_path: Path, corpus: Corpus, classifier: str, request: pytest.FixtureRequest
+) -> None:
+    out, source = tmp_path / "out", corpus()
+    assert classify(source, out, classifier).exit_code == 0
+    next(out.glob("_batchnlp/*/commits/00000.json")).unlink()
+    request.getfixturevalue("cut_short")
+    classify(source, out, classifier)
+    assert last_json(invoke("status", out, "--json"))["status"] == "incomplete"
+    assert not (out / "_SUCCESS").exists()

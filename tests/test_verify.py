@@ -86,7 +86,70 @@ def test_verify_reports_generated_ids_that_are_there_twice(tmp_path: Path) -> No
     measured: dict[str, Any] = {"tokens": 1, "executed": 1, "seconds": {}}
     for shard in (0, 1):
         run.commit(run.writer.write(shard, "a", results(0), letters(0, 0), measured))
-    run.ledger.finish(run.ledger.commits(), {}, success=True)
+    run.finish()
     verdict = verify(run.store.root)
     assert verdict.duplicate_ids == ROWS
     assert verdict.problems == [f"run {run.ledger.run}: {ROWS} generated ids are there twice"]
+
+
+OTHER = "fedcba98" * 8
+
+
+@pytest.mark.parametrize(("facts", "problems"), [({"source": {"id": None}}, 1), ({"source": {"id": "key"}}, 0)])
+def test_verify_finds_ids_that_two_appended_runs_share(tmp_path: Path, facts: dict[str, Any], problems: int) -> None:
+    Run(tmp_path, shards=3, facts=facts).complete()
+    Run(tmp_path, shards=2, facts=facts, print_=OTHER).complete()
+    verdict = verify(str(tmp_path))
+    assert verdict.duplicate_ids == 2 * ROWS
+    assert len(verdict.problems) == problems
+    assert not problems or verdict.problems[0].startswith(
+        f"run fedcba98: {2 * ROWS} generated ids are in a run before it"
+    )
+
+
+def test_success_speaks_for_all_live_runs(tmp_path: Path) -> None:
+    first, second = Run(tmp_path, shards=1), Run(tmp_path, shards=1, facts={"source": {"id": "key"}}, print_=OTHER)
+    first.complete()
+    assert first.store.read("_SUCCESS") is None, "the second one is not complete"
+    second.complete()
+    assert json.loads(second.store.read("_SUCCESS") or b"") == {"runs": ["01234567", "fedcba98"], "rows": 12, "dead": 0}
+    success = second.store.read("_SUCCESS") or b""
+    second.finish(success=False)
+    assert second.store.read("_SUCCESS") is None
+    assert verify(str(tmp_path)).problems == []
+    second.store.replace("_SUCCESS", success)
+    assert "_SUCCESS is there, but not all runs are complete" in the_problem(second)
+
+
+DAMAGE = [b"", b"{", b"[1]", b"null", b"{}", b"\xff\xfe", b'{"format": 1, "files": 3, "shards": [[7]], "rows": "x"}']
+
+
+@pytest.mark.parametrize("data", DAMAGE)
+@pytest.mark.parametrize("name", ["plan.json", "manifest.json", "commits/00001.json"])
+def test_a_damaged_control_file_is_a_problem_that_names_it(run: Run, name: str, data: bytes) -> None:
+    run.complete()
+    run.store.replace(f"{run.ledger.control}/{name}", data)
+    problems = [p for p in verify(run.store.root).problems if run.store.path(f"{run.ledger.control}/{name}") in p]
+    assert len(problems) == 1
+    assert " is damaged" in problems[0]
+    assert "run the job again" in problems[0]
+
+
+def test_every_damaged_commit_is_named_and_those_that_belong_nowhere(run: Run) -> None:
+    run.complete()
+    commits = f"{run.ledger.control}/commits"
+    for name in ("00000.json", "00002.json"):
+        run.store.replace(f"{commits}/{name}", b"{")
+    run.store.replace(f"{commits}/00007.json", b"{")
+    run.store.replace(f"{commits}/00001.json~", b"an editor's")
+    problems = the_problem(run)
+    assert "00000.json is damaged" in problems
+    assert "00002.json is damaged" in problems
+    assert "the commit of shard 7 belongs to another plan" in problems
+
+
+def test_a_damaged_commit_keeps_nothing_from_being_dropped(run: Run) -> None:
+    run.complete()
+    run.store.replace(f"{run.ledger.control}/commits/00001.json", b"{")
+    run.ledger.drop()
+    assert run.store.names("_batchnlp") == ["current.json"]

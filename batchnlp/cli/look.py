@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from batchnlp.cli.show import duration, message, print_json, print_table, size
 from batchnlp.data import collect as collecting
-from batchnlp.data.ledger import Ledger, open_ledgers, sums
+from batchnlp.data.ledger import Ledger, fingerprints, open_ledgers, sums
 from batchnlp.data.lock import running
 from batchnlp.data.verify import verify
 from batchnlp.job.load import load_spec
@@ -52,14 +52,17 @@ def show_plan(path: str, settings: Sequence[str], full: bool, probe: bool, as_js
 
 
 def show_status(out: str, as_json: bool) -> None:
-    """Where a run stands."""
-    runs = [_status(ledger) for ledger in open_ledgers(out)]
+    """Where the runs stand: those that are live, and those that are not, or not yet."""
+    standing = open_ledgers(out)
+    store, names = standing[0].store, [ledger.fingerprint for ledger in standing]
+    others = [Ledger(store, name) for name in fingerprints(store) if name not in names]
+    runs = [{**_status(ledger), "live": ledger in standing} for ledger in [*standing, *others]]
     if as_json:
         print_json(runs[-1] if len(runs) == 1 else {"runs": runs})
         return
     for run in runs:
         rows = [
-            ("run", f"{run['run']} ({run['job']}), {run['status']}"),
+            ("run", f"{run['run']} ({run['job']}), {run['status']}{'' if run['live'] else ', not live'}"),
             ("shards", f"{run['shards_done']} of {run['shards']} done"),
             ("rows", f"{run['rows_done']:,} of {run['rows']:,}: {run['ok']:,} results, {run['dead']:,} dead letters"),
             *((f"dead: {code}", f"{n:,}") for code, n in sorted(run["codes"].items())),

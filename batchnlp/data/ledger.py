@@ -18,7 +18,8 @@ import base64
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple
 from typing import Any
 
@@ -61,35 +62,55 @@ class Ledger:
 
     def plan_tree(self) -> dict[str, Any] | None:
         """plan.json as it is, or None when the run has not begun."""
-        data = self.store.read(f"{self.control}/plan.json")
-        return json.loads(data) if data else None
+        return _read_tree(self.store, f"{self.control}/plan.json", self._afresh())
+
+    def _afresh(self) -> str:
+        return f"remove {self.store.path(self.control)} and run the job again; it begins anew"
 
     def plan(self) -> tuple[Plan, Resolved]:
         """The fixed plan."""
         tree = self.plan_tree()
         if tree is None:
             raise OutputError(f"{self.store.root} has no plan for run {self.run}", "run the job first")
-        if tree["format"] != FORMAT:
-            raise OutputError(f"{self.store.root} was written by another version of batchnlp", "use a new output.path")
-        files = tuple(_input_file(f) for f in tree["files"])
-        shards = tuple(Shard(i, tuple(Segment(*s) for s in row)) for i, row in enumerate(tree["shards"]))
-        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(tree["schema"])))
-        return Plan(tree["fingerprint"], files, shards, schema), Resolved(**tree["resolved"])
+        with _damaged(self.store.path(f"{self.control}/plan.json"), self._afresh()):
+            if tree["format"] != FORMAT:
+                raise OutputError(
+                    f"{self.store.root} was written by another version of batchnlp", "use a new output.path"
+                )
+            files = tuple(_input_file(f) for f in tree["files"])
+            shards = tuple(Shard(i, tuple(Segment(*s) for s in row)) for i, row in enumerate(tree["shards"]))
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(tree["schema"])))
+            return Plan(tree["fingerprint"], files, shards, schema), Resolved(**tree["resolved"])
 
     # --- commits
 
     def commits(self) -> dict[int, Part]:
         """Every committed part, by shard."""
-        names = self.store.names(f"{self.control}/commits")
-        return {shard: self.committed(shard) for shard in (int(name.removesuffix(".json")) for name in names)}
+        return {shard: self.committed(shard) for shard in self.committed_shards()}
+
+    def committed_shards(self) -> list[int]:
+        """The shards that are committed."""
+        names = (name.removesuffix(".json") for name in self.store.names(f"{self.control}/commits"))
+        return [int(name) for name in names if name.isdecimal()]
 
     def committed(self, shard: int) -> Part:
         """The part that counts for a shard which is committed."""
-        name = f"{self.control}/commits/{shard:05d}.json"
-        data = self.store.read(name)
-        if data is None:
-            raise CorruptError(f"{self.store.path(name)} is gone", "run the job again")
-        return part_from_json(json.loads(data))
+        part = self.find(shard)
+        if part is None:
+            raise CorruptError(f"{self.store.path(self._commit_name(shard))} is gone", "run the job again")
+        return part
+
+    def find(self, shard: int) -> Part | None:
+        """The part that counts for a shard, or None when it is not committed."""
+        name, hint = self._commit_name(shard), "remove it and run the job again; the shard is computed anew"
+        tree = _read_tree(self.store, name, hint)
+        if tree is None:
+            return None
+        with _damaged(self.store.path(name), hint):
+            return part_from_json(tree)
+
+    def _commit_name(self, shard: int) -> str:
+        return f"{self.control}/commits/{shard:05d}.json"
 
     def commit(self, part: Part, shard: Shard, invocation: str) -> bool:
         """Make the part count and publish it; False when another attempt of the shard was first.
@@ -102,19 +123,17 @@ class Ledger:
             )
             raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
         folder = staging_folder(self.control, part.shard, part.attempt)
-        if self.store.read(f"{self.control}/commits/{part.shard:05d}.json") is not None:
-            self.publish(self.committed(part.shard))  # whoever committed it may have died before it did that
-            self.store.remove(folder)
-            return False
+        first = self.find(part.shard) is None and self._create_commit(part, folder, invocation)
+        self.publish(part if first else self.committed(part.shard))  # its own driver may have died before it did that
+        self.store.remove(folder)
+        return first
+
+    def _create_commit(self, part: Part, folder: str, invocation: str) -> bool:
         for file in part.files:
             path = self.store.path(f"{folder}/{file.name}")
             if not os.path.isfile(path) or os.path.getsize(path) != file.size:
                 raise CorruptError(f"{path} is not there as written", "do all replicas see the same output directory?")
-        record = to_json({**asdict(part), "invocation": invocation})
-        first = self.store.create(f"{self.control}/commits/{part.shard:05d}.json", record)
-        self.publish(part if first else self.committed(part.shard))
-        self.store.remove(folder)
-        return first
+        return self.store.create(self._commit_name(part.shard), to_json({**asdict(part), "invocation": invocation}))
 
     def publish(self, part: Part) -> None:
         """Link the committed files to where readers look. Idempotent."""
@@ -125,7 +144,7 @@ class Ledger:
             if not staged and os.path.exists(target) and os.path.getsize(target) == file.size:
                 continue
             if not staged:
-                hint = f"to compute the shard again, remove {self.control}/commits/{part.shard:05d}.json"
+                hint = f"to compute the shard again, remove {self.store.path(self._commit_name(part.shard))}"
                 raise CorruptError(f"{self.store.path(file.name)} was committed and is gone", hint)
             try:
                 self.store.publish(f"{folder}/{file.name}", file.name)
@@ -145,8 +164,8 @@ class Ledger:
         for name in self.store.names(f"{self.control}/staging"):
             found = self._finished(name)
             if found is not None and found.shard in by_index and found.shard not in done:
-                if self.commit(found, by_index[found.shard], invocation):
-                    done[found.shard] = found
+                first = self.commit(found, by_index[found.shard], invocation)
+                done[found.shard] = found if first else self.committed(found.shard)
             else:
                 self.store.remove(f"{self.control}/staging/{name}")
         return done
@@ -170,26 +189,34 @@ class Ledger:
     # --- the end
 
     def finish(self, parts: dict[int, Part], about: dict[str, Any], *, success: bool) -> None:
-        """Write the manifest, then, if the run is a success, `_SUCCESS`. Both can be written again."""
+        """Write the manifest. It can be written again; `_SUCCESS` follows in `settle`."""
         for part in parts.values():
             self.publish(part)
         total = sums(parts.values())
         ordered = [parts[i] for i in sorted(parts)]
         files = [{**asdict(f), "shard": part.shard} for part in ordered for f in part.files]
         tree = {"run": self.run, "fingerprint": self.fingerprint, **about, **total, "success": success, "files": files}
+        if not success and self.fingerprint in live(self.store):
+            self.store.remove(SUCCESS)  # before the manifest says otherwise
         self.store.replace(f"{self.control}/manifest.json", to_json(tree))
-        if not success:
-            if self.fingerprint in (live(self.store) or [self.fingerprint]):
-                self.store.remove(SUCCESS)  # ours, under another limit; a run that stands beside us keeps its own
-        else:
-            self.store.replace(SUCCESS, to_json({"run": self.run, "rows": total["rows"], "dead": total["dead"]}))
         self.store.remove(f"{self.control}/staging")
         self.store.remove(f"{self.control}/spool")
 
+    def reopen(self) -> None:
+        """A run of which something is computed again is not complete, whatever it was before."""
+        if self.fingerprint in live(self.store):
+            self.store.remove(SUCCESS)
+        self.store.remove(f"{self.control}/manifest.json")
+
     def manifest(self) -> dict[str, Any] | None:
         """manifest.json, or None while the run is not complete."""
-        data = self.store.read(f"{self.control}/manifest.json")
-        return json.loads(data) if data else None
+        hint = "remove it and run the job again; it is written anew"
+        tree = _read_tree(self.store, f"{self.control}/manifest.json", hint)
+        if tree is None:
+            return None
+        with _damaged(self.store.path(f"{self.control}/manifest.json"), hint):
+            sums_ = {key: int(tree[key]) for key in ("rows", "ok", "dead")}
+            return {**tree, **sums_, "success": bool(tree["success"]), "files": [dict(f) for f in tree["files"]]}
 
     def drop(self) -> None:
         """Remove this run's published files and its control directory.
@@ -215,13 +242,27 @@ def sums(parts: Iterable[Part]) -> dict[str, Any]:
 
 def live(store: LocalStore) -> list[str]:
     """The fingerprints whose results stand in this output, oldest first."""
-    data = store.read(CURRENT)
-    return list(json.loads(data)["live"]) if data else []
+    hint = 'write {"live": [...]} into it, with those folders beside it whose results are to stand'
+    tree = _read_tree(store, CURRENT, hint)
+    with _damaged(store.path(CURRENT), hint):
+        return list(tree["live"]) if tree else []
 
 
 def set_live(store: LocalStore, fingerprints: list[str]) -> None:
     """Swap the list of live fingerprints."""
     store.replace(CURRENT, to_json({"live": fingerprints}))
+
+
+def settle(store: LocalStore) -> None:
+    """`_SUCCESS` is there if and only if every live run is complete and within its limit."""
+    names = live(store)
+    manifests = [found for name in names if (found := Ledger(store, name).manifest()) and found["success"]]
+    if not names or len(manifests) < len(names):
+        store.remove(SUCCESS)
+        return
+    tree = {"runs": [name[:8] for name in names], **{key: sum(m[key] for m in manifests) for key in ("rows", "dead")}}
+    if store.read(SUCCESS) != to_json(tree):
+        store.replace(SUCCESS, to_json(tree))
 
 
 def fingerprints(store: LocalStore) -> list[str]:
@@ -234,10 +275,11 @@ def sweep_dropped(store: LocalStore) -> None:
     for name in store.names("_batchnlp"):
         if name.startswith(DROPPED):
             ledger = Ledger(store, name)
-            for part in ledger.commits().values():
-                for file in part.files:
-                    store.remove(file.name)
-                    _remove_empty(store, os.path.dirname(file.name))
+            for shard in ledger.committed_shards():
+                with suppress(CorruptError):
+                    for file in ledger.committed(shard).files:
+                        store.remove(file.name)
+                        _remove_empty(store, os.path.dirname(file.name))
             store.remove(ledger.control)
 
 
@@ -249,6 +291,24 @@ def open_ledgers(root: str) -> list[Ledger]:
         what = "is no directory" if not os.path.isdir(root) else "holds no run of batchnlp"
         raise OutputError(f"{root} {what}", "give the output.path of a job")
     return found
+
+
+def _read_tree(store: LocalStore, name: str, hint: str) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file."""
+    data = store.read(name)
+    if data is None:
+        return None
+    with _damaged(store.path(name), hint):
+        return dict(json.loads(data))
+
+
+@contextmanager
+def _damaged(path: str, hint: str) -> Iterator[None]:
+    """A control file that does not hold what we wrote into it."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise CorruptError(f"{path} is damaged: {type(error).__name__}: {error}", hint) from None
 
 
 def _input_file(tree: dict[str, Any]) -> InputFile:

@@ -1,23 +1,27 @@
 """Prove a finished output, from the files alone: no model, no torch.
 
 For every shard and for the whole run: rows in = results + dead letters, by count and by a hash over the ids; every
-file is there with its size and checksum; the manifest says the same as the commits; generated ids are unique.
+file is there with its size and checksum; the manifest says the same as the commits; generated ids are unique, also
+over several runs that stand in one output; `_SUCCESS` is there if and only if all of them succeeded.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers, sums
 from batchnlp.data.parts import hash_each
 from batchnlp.data.store import sha256_file
+from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import Part, PartFile, Plan
+
+Ids = npt.NDArray[np.uint64]  # hashes of ids
 
 
 @dataclass(slots=True)
@@ -36,25 +40,75 @@ def verify(root: str) -> Verdict:
     """Check everything that can be checked without the input."""
     verdict = Verdict()
     ledgers = open_ledgers(root)
-    for ledger in ledgers:
-        plan, _ = ledger.plan()
-        commits = ledger.commits()
-        hashes: list[np.ndarray[Any, Any]] = []
-        for shard in plan.shards:
-            part = commits.get(shard.index)
-            if part is None:
-                verdict.problems.append(f"run {ledger.run}: shard {shard.index} is not committed; run the job again")
-                continue
-            verdict.problems += _check_part(ledger, part, shard.rows, hashes)
-        _check_whole(ledger, plan, commits, verdict)
-        double = _duplicates(hashes)
-        verdict.duplicate_ids += double
-        if double and not (ledger.plan_tree() or {})["facts"]["source"].get("id"):
-            verdict.problems.append(f"run {ledger.run}: {double} generated ids are there twice")
+    hashes = [_check_run(ledger, verdict) for ledger in ledgers]
+    _check_ids(ledgers, hashes, verdict)
+    _check_success(ledgers, verdict)
     return verdict
 
 
-def _check_part(ledger: Ledger, part: Part, rows: int, hashes: list[np.ndarray[Any, Any]]) -> Iterator[str] | list[str]:
+def _check_run(ledger: Ledger, verdict: Verdict) -> Ids:
+    """Check one run; the hashes of its ids."""
+    hashes: list[Ids] = [np.empty(0, np.uint64)]
+    commits: dict[int, Part] = {}
+    try:
+        plan, _ = ledger.plan()
+    except (CorruptError, OutputError) as error:
+        verdict.problems.append(f"run {ledger.run}: {error}")
+        return hashes[0]
+    for shard in plan.shards:
+        try:
+            part = ledger.find(shard.index)
+        except CorruptError as error:
+            verdict.problems.append(f"run {ledger.run}: {error}")
+            continue
+        if part is None:
+            verdict.problems.append(f"run {ledger.run}: shard {shard.index} is not committed; run the job again")
+            continue
+        commits[shard.index] = part
+        verdict.problems += _check_part(ledger, part, shard.rows, hashes)
+    for extra in sorted(set(ledger.committed_shards()) - set(range(len(plan.shards)))):
+        verdict.problems.append(f"run {ledger.run}: the commit of shard {extra} belongs to another plan")
+    _check_whole(ledger, plan, commits, verdict)
+    return np.concatenate(hashes)
+
+
+def _check_ids(ledgers: list[Ledger], hashes: list[Ids], verdict: Verdict) -> None:
+    """Ids that are there more than once, in a run or in several. Those of a source may be; generated ones must not."""
+    verdict.duplicate_ids = _duplicates(hashes)
+    generated: list[Ids] = []
+    for ledger, found in zip(ledgers, hashes, strict=True):
+        if not _generates_ids(ledger):
+            continue
+        if double := _duplicates([found]):
+            verdict.problems.append(f"run {ledger.run}: {double} generated ids are there twice")
+        if generated and (shared := int(np.isin(np.unique(found), np.concatenate(generated)).sum())):
+            what = f"run {ledger.run}: {shared} generated ids are in a run before it as well"
+            verdict.problems.append(f"{what}; the same rows were appended twice, or name source.id")
+        generated.append(found)
+
+
+def _generates_ids(ledger: Ledger) -> bool:
+    try:
+        return not (ledger.plan_tree() or {})["facts"]["source"].get("id")
+    except (CorruptError, LookupError, AttributeError, TypeError):
+        return False  # the plan is a problem already, or no ids were found
+
+
+def _check_success(ledgers: list[Ledger], verdict: Verdict) -> None:
+    """`_SUCCESS` says of all live runs together what their manifests say."""
+    manifests = []
+    for ledger in ledgers:
+        with suppress(CorruptError):  # told already
+            manifests.append(ledger.manifest())
+    should = len(manifests) == len(ledgers) and all(m is not None and m["success"] for m in manifests)
+    there = ledgers[0].store.read(SUCCESS) is not None
+    if should and not there:
+        verdict.problems.append(f"all runs are complete, but {SUCCESS} is missing; run the job again")
+    if there and not should:
+        verdict.problems.append(f"{SUCCESS} is there, but not all runs are complete and within their limits")
+
+
+def _check_part(ledger: Ledger, part: Part, rows: int, hashes: list[Ids]) -> list[str]:
     name = f"run {ledger.run}, shard {part.shard}"
     problems = []
     if part.rows != rows or part.ok + part.dead != rows:
@@ -87,19 +141,21 @@ def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: 
     verdict.ok += total["ok"]
     verdict.dead += total["dead"]
     verdict.files += sum(len(part.files) for part in commits.values())
-    manifest = ledger.manifest()
+    try:
+        manifest = ledger.manifest()
+    except CorruptError as error:
+        verdict.problems.append(f"run {ledger.run}: {error}")
+        return
     if manifest is None:
         verdict.problems.append(f"run {ledger.run} is not complete: no manifest; run the job again")
         return
     if any(manifest[key] != total[key] for key in ("rows", "ok", "dead")) or manifest["rows"] != plan.rows:
         verdict.problems.append(f"run {ledger.run}: the manifest's sums are not those of the commits")
-    listed = {(f["name"], f["sha256"]) for f in manifest["files"]}
+    listed = {(f.get("name"), f.get("sha256")) for f in manifest["files"]}
     if listed != {(f.name, f.sha256) for part in commits.values() for f in part.files}:
         verdict.problems.append(f"run {ledger.run}: the manifest lists other files than the commits")
-    if manifest["success"] and ledger.store.read(SUCCESS) is None:
-        verdict.problems.append(f"run {ledger.run} is complete, but {SUCCESS} is missing; run the job again")
 
 
-def _duplicates(hashes: list[np.ndarray[Any, Any]]) -> int:
-    every = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+def _duplicates(hashes: list[Ids]) -> int:
+    every = np.concatenate(hashes)
     return len(every) - len(np.unique(every))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, sums, sweep_dropped
+from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle, sums, sweep_dropped
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan, prepare
@@ -139,14 +139,15 @@ class _Run:
         self.replicas = 1
 
     def run(self) -> RunResult:
+        refuse_other_runs(self.prepared, self.store)  # again: before the lock was ours, another job may have come
         sweep_dropped(self.store)
         plan, resolved, threads = self._plan()
-        if self.spec.output.mode == "new":
-            set_live(self.store, [plan.fingerprint])
+        self._claim()
         self.parts = self.ledger.recover(plan.shards, self.invocation)
         self.before, resumed = sums(self.parts.values()), len(self.parts)
         left = [shard for shard in plan.shards if shard.index not in self.parts]
         if left:
+            self.ledger.reopen()
             self._compute(plan, resolved, threads, left)
         if len(self.parts) < len(plan.shards):
             code = self.interrupt.exit_code
@@ -232,22 +233,35 @@ class _Run:
         allowed = self.spec.limits.failed_allowed(plan.rows)
         success = dead <= allowed
         manifest = self.ledger.manifest()
-        if manifest is None or self.new or manifest["success"] != success or self.store.read(SUCCESS) is None:
+        if manifest is None or self.new or manifest["success"] != success:
             self.ledger.finish(self.parts, {**self.prepared.about, "invocation": self.invocation}, success=success)
         self._make_live(success)
+        settle(self.store)
         if success:
             return self._result("done", plan, resolved, resumed, 0, "" if self.new else "all is done already")
         message = f"{dead} dead letters, {allowed} allowed by limits.max_failed {self.spec.limits.max_failed}"
+        if self.prepared.fingerprint not in live(self.store):
+            message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
         return self._result("failed", plan, resolved, resumed, 1, message)
+
+    def _claim(self) -> None:
+        """Where no results stand that must be kept, this run is what the output holds, from its start."""
+        standing = live(self.store)
+        if self.spec.output.mode == "overwrite":
+            standing = [f for f in standing if Ledger(self.store, f).manifest() is not None]
+        if not standing:
+            set_live(self.store, [self.prepared.fingerprint])
 
     def _make_live(self, success: bool) -> None:
         """append: beside what is there; overwrite: in its place, and only then are the old parts removed."""
-        mine, others = self.prepared.fingerprint, [f for f in live(self.store) if f != self.prepared.fingerprint]
-        if self.spec.output.mode == "append":
-            set_live(self.store, [*others, mine])
-        elif self.spec.output.mode == "overwrite" and (success or not others):  # a failed run replaces nothing
+        mine, now = self.prepared.fingerprint, live(self.store)
+        if self.spec.output.mode == "append" and mine not in now:
+            if not success:
+                self.store.remove(SUCCESS)  # before it would speak for this run too
+            set_live(self.store, [*now, mine])
+        elif self.spec.output.mode == "overwrite" and success:  # a failed run replaces nothing
             set_live(self.store, [mine])
-            for other in {*others, *fingerprints(self.store)} - {mine}:  # also those that a crash here once left over
+            for other in {*now, *fingerprints(self.store)} - {mine}:  # also those that a crash here once left over
                 Ledger(self.store, other).drop()
 
     def _result(
