@@ -226,3 +226,24 @@ def test_a_run_under_way_gives_what_is_committed(tmp_path: Path) -> None:
     write_run(root, PRINT, [0, 1, 2], [1], ())
     set_live(LocalStore(root), [PRINT])
     assert collect(str(root), str(tmp_path / "x.csv"), "csv") == len(TEXTS)
+
+
+def test_what_json_cannot_say_is_null_or_base64(tmp_path: Path) -> None:
+    store, shard = LocalStore(tmp_path / "out"), Shard(0, (Segment(0, 0, 3, 3),))
+    deep = {"v": [float("-inf"), 1.0], "b": b"\x00"}
+    table = pa.table({"id": ["a", "b", "c"], "x": [float("nan"), float("inf"), 0.5], "raw": [b"\xff", b"", None],
+                      "deep": [deep] * 3})  # fmt: skip
+    ledger, plan = Ledger(store, PRINT), Plan(PRINT, (), (shard,), table.schema)
+    ledger.create_plan(plan, {"source": {}}, Resolved("cpu", "float32", "torch", 1, ""), {})
+    measured: dict[str, Any] = {"tokens": 1, "executed": 1, "seconds": {}}
+    ledger.commit(PartWriter(store, PRINT, ()).write(0, "a", table, DEAD_SCHEMA.empty_table(), measured), shard, "i")
+    set_live(store, [PRINT])
+    collect(store.root, str(tmp_path / "o.jsonl"), "jsonl")
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [row["x"] for row in rows] == [None, None, 0.5]
+    assert [row["raw"] for row in rows] == ["/w==", "", None]
+    assert rows[0]["deep"] == {"v": [None, 1.0], "b": "AA=="}
+    collect(store.root, str(tmp_path / "o.csv"), "csv")
+    with (tmp_path / "o.csv").open(newline="") as handle:
+        first = next(csv.DictReader(handle))
+    assert (first["raw"], json.loads(first["deep"])) == ("/w==", rows[0]["deep"])

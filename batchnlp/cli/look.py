@@ -106,7 +106,7 @@ def show_verdict(out: str, as_json: bool) -> int:
 def write_collected(out: str, target: str | None, format_: str | None, as_json: bool) -> None:
     """Collect into one file."""
     format_ = format_ or _by_name(target) or ("jsonl" if target == "-" else "parquet")
-    target = target or f"{os.path.normpath(out)}.{format_}"
+    target = target or f"{os.path.abspath(out)}.{format_}"  # abspath: "." has no name
     for run in map(_status, open_ledgers(out)):
         if run["shards_done"] < run["shards"]:
             message(f"run {run['run']} is not complete: {run['shards_done']} of {run['shards']} shards")

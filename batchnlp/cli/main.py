@@ -1,10 +1,12 @@
 """The command line. Bodies are short; everything heavy is imported inside them, so that `--help` answers at once.
 
-Data goes to stdout, messages to stderr. With `--json` the last line on stdout is one object.
+Data goes to stdout, messages to stderr. With `--json` the last line on stdout is one object,
+of an error too.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import traceback
@@ -37,23 +39,46 @@ class Group(click.Group):
             raise click.UsageError(f"there is no command {args[0]}{hint}")
         return super().resolve_command(ctx, args)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Remember whether a program reads along, before anything can fail."""
+        ctx.obj = "--json" in args
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            _tell(ctx, error, error.exit_code, error.format_message())
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         """The CLI's border: nothing but a bug of ours leaves it as a traceback."""
         try:
             return super().invoke(ctx)
         except BatchnlpError as error:
             click.echo(f"batchnlp: {error}", err=True)
+            _tell(ctx, error, error.exit_code, error.message, error.hint)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            _tell(ctx, error, 130, "interrupted", "the same command resumes it")
             ctx.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as error:
+            _tell(ctx, error, error.exit_code, error.format_message())
             raise
-        except Exception:  # noqa: BLE001 - the CLI's border: what nobody foresaw is told whole, with its own exit code
+        except (click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:  # noqa: BLE001 - the CLI's border: what nobody foresaw is told whole, with its own exit code
             click.echo(f"{traceback.format_exc()}batchnlp: this is a bug; what is committed is safe", err=True)
+            what = f"{type(error).__name__}: {error}"
+            _tell(ctx, error, BatchnlpError.exit_code, what, "this is a bug; what is committed is safe")
             ctx.exit(BatchnlpError.exit_code)
+
+
+def _tell(ctx: click.Context, error: BaseException, exit_code: int, message: str, hint: str = "") -> None:
+    """With --json, the error as the last line on stdout."""
+    if ctx.obj:
+        tree = {"status": "error", "exit_code": exit_code, "error": type(error).__name__}
+        click.echo(json.dumps({**tree, "message": message, "hint": hint}))
 
 
 @click.group(cls=Group, context_settings=CONTEXT)

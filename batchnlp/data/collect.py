@@ -5,8 +5,10 @@ Reads the commits, never a glob. Works on a run that is not complete, and says s
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
+import math
 import os
 import sys
 import uuid
@@ -149,8 +151,30 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str):
         return "'" + value if value.startswith(FORMULA) else value
     if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return _json(value)
+    if isinstance(value, bytes):
+        return _cell(_other(value))
     return value
+
+
+def _json(value: Any) -> str:
+    """JSON that every reader takes: what is no number is null, bytes are base64."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_other)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_other)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _other(value: Any) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 class _JsonlSink:
@@ -160,7 +184,7 @@ class _JsonlSink:
     def write(self, table: pa.Table) -> None:
         for batch in table.to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
-                self._handle.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                self._handle.write(_json(row) + "\n")
 
 
 _SINKS: dict[str, Any] = {"csv": _CsvSink, "jsonl": _JsonlSink}
