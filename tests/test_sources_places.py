@@ -255,3 +255,12 @@ def test_a_file_that_changed_or_went_is_noticed(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(CorruptError, match=r"a\.parquet is gone since the plan"):
         source.read(shard)
+
+
+def test_a_directory_that_two_paths_reach_counts_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.txt").write_text("one\ntwo\n")
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "b")
+    config = SourceConfig(paths=(str(tmp_path / "a"), str(tmp_path / "b")), text="text")
+    assert len(Source.open(config).files) == 2

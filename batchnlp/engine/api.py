@@ -44,7 +44,7 @@ def apply(
     """
     texts, failures = _texts(data, text_column)
     result = data if isinstance(data, pa.Table) else pa.table({"text": texts})
-    sections = {"task": {"kind": kind, "model": model, **task}, "engine": engine or {}}
+    sections = {"task": {"kind": kind, "model": model, **task}, "engine": {"runner": "inline", **(engine or {})}}
     flags = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
     spec = build_spec({"source": {"path": "memory"}, "output": {"path": "memory"}}, flags=flags)
     files = resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)

@@ -106,9 +106,10 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
 
 def refuse_other_runs(prepared: Prepared, store: LocalStore) -> None:
     """With `mode: new`, results of another fingerprint in the same place are an error that says what changed."""
-    others = [f for f in live(store) if f != prepared.fingerprint]
-    if not others or prepared.spec.output.mode != "new":
-        return
+    standing = live(store)
+    others = [f for f in standing if f != prepared.fingerprint]
+    if not others or prepared.fingerprint in standing or prepared.spec.output.mode != "new":
+        return  # a run that stands here already is resumed, whoever was appended meanwhile
     tree = Ledger(store, others[-1]).plan_tree() or {}
     changed = ", ".join(differences(tree.get("facts", {}), prepared.facts)[:5]) or "the job"
     hint = "use another output.path, or --mode overwrite or append"

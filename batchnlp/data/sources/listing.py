@@ -44,8 +44,16 @@ def list_files(config: SourceConfig, output: str | None = None) -> tuple[InputFi
     for path in config.paths:
         _refuse_results(path, output)
         for file in _listed(path, config, output):
-            found.setdefault(file.path, file)
+            found.setdefault(_identity(file.path), file)
     return _named(found.values())
+
+
+def _identity(path: str) -> str:
+    """The same for a file that two of the paths reach, one of them through a linked directory."""
+    if is_remote(path):
+        return path
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 def _refuse_results(path: str, output: str | None) -> None:
