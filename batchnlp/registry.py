@@ -13,13 +13,22 @@ TASKS = {
     "zero-shot": "batchnlp.tasks.zero_shot:make",
     "embed": "batchnlp.tasks.embed:Embed",
 }
-BACKENDS = {
-    "torch": "batchnlp.backends.torch_encoder:TorchEncoder",
-}
+ENCODER, GENERATOR = "batchnlp.backends.torch_encoder:TorchEncoder", "batchnlp.backends.torch_generator:TorchGenerator"
+BACKENDS = {  # by the kind of raw answer
+    "torch": {
+        "scores": ENCODER, "vectors": ENCODER, "token_scores": ENCODER, "span_scores": ENCODER,
+        "completions": GENERATOR,
+    },
+}  # fmt: skip
 RUNNERS = {
     "inline": "batchnlp.engine.inline:InlineRunner",
     "ray": "batchnlp.engine.ray_runner:RayRunner",
 }
+
+
+def backend(name: str, kind: str) -> Any:
+    """What answers with `kind` in the backend `name`."""
+    return load(BACKENDS[name], kind)
 
 
 def load(table: dict[str, str], name: str) -> Any:

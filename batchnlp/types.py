@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ class SourceConfig:
     text: str  # the column with the documents
     id: str | None = None  # the column with their identities; without one `<file>#<row>`
     keep: tuple[str, ...] = ()  # columns carried into the results
+    columns: tuple[str, ...] = ()  # columns that the task reads beside the text
     filter: tuple[tuple[str, str, Any], ...] = ()  # (column, operator, value), all of which must hold
     format: str | None = None  # parquet, jsonl, csv, arrow, text; by file name without it
     unit: Literal["line", "file"] = "line"  # what a document is in a plain text file
@@ -102,12 +103,21 @@ class Docs:
     ids: pa.Array  # the id column in its own type, or generated strings
     text: pa.Array  # large_string, null where there is no text
     keep: pa.Table  # the kept columns
+    columns: pa.Table  # what the task reads beside the text (questions, messages, what a template names)
     file: Int32  # index into the source's files
     row: Int64  # row in that file, from 0
     failures: tuple[Failure, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @classmethod
+    def of(cls, texts: pa.Array, columns: pa.Table | None = None) -> Docs:
+        """Documents that come from no file; their ids are their positions."""
+        n = len(texts)
+        nothing = pa.table({"none": pa.nulls(n)}).select([])
+        row = np.arange(n, dtype=np.int64)
+        return cls(pa.array(row), texts, nothing, columns or nothing, np.zeros(n, np.int32), row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +134,11 @@ class Pieces:
     weight: Int32  # [pieces] content tokens that this piece owns
     type_ids: npt.NDArray[np.uint8] | None = None  # [tokens] segment ids, None when all are zero
     role: Int32 | None = None  # [pieces] what the task tells its pieces apart by (the label of an entailment pair)
+    own: Int32 | None = None  # [pieces] content tokens at its start that an earlier, overlapping window owns
+    char_start: Int32 | None = None  # [tokens] where in the text a token begins, -1 for those that are not of it
+    char_end: Int32 | None = None  # [tokens] one past its last character
+    max_new: Int32 | None = None  # [pieces] tokens that may be generated; the job's limit without it
+    seed: Int64 | None = None  # [pieces] of the sampling, so that an answer does not depend on its batch
 
     def __len__(self) -> int:
         return len(self.doc)
@@ -150,6 +165,25 @@ class Encoded:
     pieces: Pieces
     counts: Counts
     failures: tuple[Failure, ...] = ()
+    earlier: tuple[Encoded, Raw] | None = None  # the round before, of a task that asks the model again
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How text is generated. Filled by the task from the job; what is None is as the model's generation_config says."""
+
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    sample: bool = False  # greedy (or beams, where the model asks for them) unless asked
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    num_beams: int | None = None
+    stop: tuple[str, ...] = ()  # strings that end an answer, and are cut off it
+    forced_bos: int | None = None  # token that an answer begins with (the language, for translation)
+    json_schema: str | None = None  # of the answer, as JSON text
+    logprobs: bool = False  # tell the log-probability of every token
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +203,13 @@ class Batch:
 class Raw:
     """The model's answer for the pieces of one shard. Filled by the backend, in the order of the pieces.
 
-    `kind` says what `values` holds, and is how tasks and backends meet: `scores` are logits [pieces, labels], `vectors`
-    are pooled states [pieces, dim] before any normalisation. Rows of failed pieces are NaN.
+    `kind` says what `values` holds, and is how tasks and backends meet. Rows of failed pieces are NaN.
+
+        scores         [pieces, labels]  logits of a sequence classifier
+        vectors        [pieces, dim]     pooled states before any normalisation
+        token_scores   [tokens, labels]  logits of a token classifier, one row for each of `Pieces.ids`
+        span_scores    [tokens, 2]       start and end logits of an extractive reader
+        completions    [new tokens, 1]   log-probabilities where asked for; the tokens are in `Completions`
     """
 
     kind: str
@@ -179,6 +218,26 @@ class Raw:
     tokens: int = 0  # real tokens that went through the model, special tokens included
     executed: int = 0  # the same with padding
     seconds: float = 0.0  # device time
+
+
+@dataclass(frozen=True, slots=True)
+class Completions(Raw):
+    """Generated tokens: the answer to piece i is `ids[starts[i]:starts[i + 1]]`, the end token not included."""
+
+    ids: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # [new tokens]
+    starts: Int64 = field(default_factory=lambda: np.zeros(1, np.int64))  # [pieces + 1]
+    finish: tuple[str, ...] = ()  # [pieces] stop, length, or "" where there is no answer
+
+
+class Feed(Protocol):
+    """What a backend pulls its work from: the pieces of one shard after the other. Filled by the worker."""
+
+    def take(self, *, wait: bool) -> tuple[Any, Pieces] | None:
+        """(a key, pieces) of the next shard; None when there is none. Without `wait` that may mean: not yet."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether there will be no more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,15 +42,15 @@ class ForwardOnly:
         hardware = probe_hardware()
         resolved = resolve(prepared.spec.engine, prepared.model, hardware)
         shards = make_plan(prepared, 1).shards
-        self._pieces = [prepared.task.encode(prepared.source.read(shard).text).pieces for shard in shards]
+        self._pieces = [prepared.task.encode(prepared.source.read(shard)).pieces for shard in shards]
         self._rows = sum(shard.rows for shard in shards)
         self._backend = TorchEncoder(prepared.model, resolved, prepared.task.needs, hardware.cpus)
 
     def docs_per_second(self) -> float:
         """One pass over everything."""
         began = perf_counter()
-        for _ in self._backend.run(self._pieces):
-            pass
+        for pieces in self._pieces:
+            self._backend.forward(pieces)
         return self._rows / (perf_counter() - began)
 
 

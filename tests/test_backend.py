@@ -29,7 +29,7 @@ from batchnlp.job.spec import EngineSpec, TaskSpec
 from batchnlp.tasks.classify import Classify
 from batchnlp.tasks.embed import Embed
 from batchnlp.tasks.zero_shot import make
-from batchnlp.types import Encoded, Raw, Resolved
+from batchnlp.types import Docs, Encoded, Raw, Resolved
 
 WORD, POISON = "terrible", 6659  # a word that no other text has, and its token
 TEXTS = tiny.texts(64)
@@ -44,7 +44,7 @@ def encode(path: str, texts: list[str], **task: Any) -> tuple[Any, Encoded]:
     kind = "zero-shot" if "labels" in task else "classify"
     spec = TaskSpec(kind=kind, model=path, **task)
     made = (make if kind == "zero-shot" else Classify)(resolve_model(path, None), spec)
-    return made, made.encode(pa.array(texts, pa.large_string()))
+    return made, made.encode(Docs.of(pa.array(texts, pa.large_string())))
 
 
 @contextmanager
@@ -325,7 +325,7 @@ def test_a_resumed_run_keeps_what_auto_became_below_what_is_asked_for(classifier
 def test_the_budget_changes_no_vector(tmp_path: Path, budget: int, modes: str) -> None:
     path = tiny.save_encoder(tmp_path / "m", [modes])
     task = Embed(resolve_model(path, None), TaskSpec(kind="embed", model=path))
-    pieces = task.encode(pa.array(TEXTS[:20], pa.large_string())).pieces
+    pieces = task.encode(Docs.of(pa.array(TEXTS[:20], pa.large_string()))).pieces
     want = backend(path, "vectors", 1).forward(pieces)
     got = backend(path, "vectors", budget).forward(pieces)
     np.testing.assert_allclose(got.values, want.values, atol=1e-5)
@@ -337,7 +337,7 @@ def test_counters_are_told_batch_by_batch(classifier: str) -> None:
     _, encoded = encode(classifier, TEXTS)
     encoder, told = backend(classifier, budget=300), []
     encoder.on_batch = lambda rows, tokens, executed, seconds: told.append((rows, tokens, executed))
-    raw: Raw = next(encoder.run([encoded.pieces]))
+    raw: Raw = encoder.forward(encoded.pieces)
     assert np.sum(told, axis=0).tolist() == [len(encoded.pieces), raw.tokens, raw.executed]
 
 

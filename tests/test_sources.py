@@ -126,7 +126,7 @@ def test_round_trip(name: str, texts: list[str], rows: int | None, most: int, si
         assert all(0 < len(doc) <= limit for doc in docs)
         if rows:
             assert all(len(doc) == rows for doc in docs[:-1])
-        assert set(source.sample(1000)) <= set(texts)
+        assert set(source.sample(1000).text.to_pylist()) <= set(texts)
 
 
 @few

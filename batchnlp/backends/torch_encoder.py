@@ -10,7 +10,7 @@ Shapes: B rows of a batch, L padded length, H hidden size.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from batchnlp.errors import BackendError, ModelError, WorkerLostError
 from batchnlp.text.batching import halve, pack
 from batchnlp.text.encode import ranges
-from batchnlp.types import Batch, Failure, ModelFiles, Pieces, Raw, Resolved
+from batchnlp.types import Batch, Decoding, Failure, Feed, ModelFiles, Pieces, Raw, Resolved
 
 HOPELESS = 8  # documents failing one by one before anything succeeded: then it is the model, not the documents
 
@@ -45,7 +45,9 @@ class TorchEncoder:
 
     provides = frozenset({"scores", "vectors"})
 
-    def __init__(self, model: ModelFiles, resolved: Resolved, kind: str, threads: int) -> None:
+    def __init__(
+        self, model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None
+    ) -> None:
         if resolved.device == "cpu":
             torch.set_num_threads(threads)
         self.device = torch.device(resolved.device)
@@ -59,9 +61,11 @@ class TorchEncoder:
         self.on_batch: Callable[[int, int, int, float], None] = lambda rows, tokens, executed, seconds: None
         self.aborted: Callable[[], bool] = lambda: False
 
-    def run(self, stream: Iterable[Pieces]) -> Iterator[Raw]:
-        """One Raw for each Pieces, in order."""
-        return map(self.forward, stream)
+    def run(self, feed: Feed) -> Iterator[tuple[Any, Raw]]:
+        """(key, answer) for each shard of the feed, in order."""
+        while (work := feed.take(wait=True)) is not None:
+            key, pieces = work
+            yield key, self.forward(pieces)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed by mypy
     def forward(self, pieces: Pieces) -> Raw:

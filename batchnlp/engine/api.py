@@ -16,7 +16,7 @@ from batchnlp.errors import SourceError
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import COUNT_FIELDS, Task, answers
-from batchnlp.types import Failure, nearest
+from batchnlp.types import Docs, Failure, nearest
 
 Job = JobSpec | Mapping[str, Any] | str | os.PathLike[str]
 
@@ -52,10 +52,14 @@ def apply(
     _refuse_doubles(result, worker)
     hardware = devices.probe_hardware()
     resolved = devices.resolve(spec.engine, files, hardware)
-    backend = registry.load(registry.BACKENDS, resolved.backend)(files, resolved, worker.needs, hardware.cpus)
+    factory = registry.backend(resolved.backend, worker.needs)
+    backend = factory(files, resolved, worker.needs, hardware.cpus, worker.decoding)
     worker.prepare(backend.forward)
-    encoded = worker.encode(texts)
-    found, failures = answers(worker, encoded, backend.forward(encoded.pieces), failures)
+    encoded = worker.encode(Docs.of(texts, result))
+    raw = backend.forward(encoded.pieces)
+    while (more := worker.again(encoded, raw)) is not None:
+        encoded, raw = more, backend.forward(more.pieces)
+    found, failures = answers(worker, encoded, raw, failures)
     reasons = {failure.doc: f"{failure.code}: {failure.message}" for failure in reversed(failures)}
     errors = [reasons.get(doc) for doc in range(len(texts))]
     found = found.take(pa.array([doc if doc not in reasons else None for doc in range(len(texts))], pa.int64()))

@@ -7,7 +7,6 @@ time left only from a measurement (`--probe` runs some batches), because any oth
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -15,7 +14,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
@@ -23,7 +21,7 @@ from batchnlp.data.ledger import Ledger
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan
 from batchnlp.text.batching import pack, padding
-from batchnlp.types import Encoded, Failure, Int64, Pieces, Plan, Resolved
+from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved
 
 SAMPLE = 2_000  # documents
 PROBE_SECONDS = 5.0
@@ -67,10 +65,9 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
     survey = Survey(prepared)
     if full:
         for shard in plan.shards:
-            docs = prepared.source.read(shard)
-            survey.add(docs.text, docs.failures)
+            survey.add(prepared.source.read(shard))
     else:
-        survey.add(pa.array(prepared.source.sample(SAMPLE), pa.large_string()))
+        survey.add(prepared.source.sample(SAMPLE))
     n_tokens, lengths, sampled = np.concatenate(survey.n_tokens), np.concatenate(survey.lengths), survey.rows
     scale = plan.rows / max(sampled, 1)
     found = Estimate(
@@ -103,15 +100,15 @@ class Survey:
         self.over = 0  # documents longer than the model takes beside prompt and labels
         self.first: Encoded | None = None
 
-    def add(self, texts: pa.Array, failures: Sequence[Failure] = ()) -> None:
+    def add(self, docs: Docs) -> None:
         """Look at some documents; of several failures of one the first counts."""
-        encoded = self._task.encode(texts)
+        encoded = self._task.encode(docs)
         self.first = self.first or encoded
-        self.rows += len(texts)
+        self.rows += len(docs)
         self.n_tokens.append(encoded.counts.n_tokens)
         self.lengths.append(encoded.pieces.lengths)
-        self.texts.update(blake2b((text or "").encode(), digest_size=8).digest() for text in texts.to_pylist())
-        codes = {failure.doc: failure.code for failure in reversed([*failures, *encoded.failures])}
+        self.texts.update(blake2b((text or "").encode(), digest_size=8).digest() for text in docs.text.to_pylist())
+        codes = {failure.doc: failure.code for failure in reversed([*docs.failures, *encoded.failures])}
         self.dead.update(codes.values())
         counts = encoded.counts
         self.over += int(((counts.n_windows > 1) | (counts.n_tokens_used < counts.n_tokens)).sum())
@@ -155,7 +152,9 @@ def _probe(prepared: Prepared, resolved: Resolved, survey: Survey, threads: int)
     encoded = survey.first
     if encoded is None or not len(encoded.pieces):
         return 0.0
-    backend = registry.load(registry.BACKENDS, resolved.backend)(prepared.model, resolved, prepared.task.needs, threads)
+    backend = registry.backend(resolved.backend, prepared.task.needs)(
+        prepared.model, resolved, prepared.task.needs, threads, prepared.task.decoding
+    )
     done = {"tokens": 0, "seconds": 0.0}
 
     def count(rows: int, tokens: int, executed: int, seconds: float) -> None:

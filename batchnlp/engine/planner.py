@@ -57,7 +57,7 @@ def prepare(spec: JobSpec) -> Prepared:
     model = resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
     task: Task = registry.load(registry.TASKS, spec.task.kind)(model, spec.task)
     _check_backend(spec, task)
-    source = Source.open(spec.source.config(), spec.output.path)
+    source = Source.open(spec.source.config(task.columns), spec.output.path)
     facts = fingerprint_facts(spec, model, source.files)
     print_ = fingerprint(facts)
     schema = result_schema(spec, source, task).with_metadata({
@@ -70,8 +70,7 @@ def prepare(spec: JobSpec) -> Prepared:
 
 def _check_backend(spec: JobSpec, task: Task) -> None:
     name = "torch" if spec.engine.backend == "auto" else spec.engine.backend
-    provides = {"torch": {"scores", "vectors"}}[name]
-    if task.needs not in provides:
+    if task.needs not in registry.BACKENDS[name]:
         raise SpecError(f"the backend {name} cannot do {spec.task.kind}", "use engine.backend=auto")
 
 

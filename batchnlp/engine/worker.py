@@ -14,6 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -29,7 +30,7 @@ from batchnlp.data.store import LocalStore
 from batchnlp.errors import CorruptError
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import answers
-from batchnlp.types import Docs, Encoded, ModelFiles, Part, Plan, Raw, Resolved, Shard
+from batchnlp.types import Docs, Encoded, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Shard
 
 Lease = Callable[[], Shard | None]
 
@@ -73,7 +74,50 @@ class _Item:
     docs: Docs
     encoded: Encoded
     raw: Raw | None = None
+    tokens: int = 0
+    executed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, raw: Raw) -> None:
+        """What the model answered in this round."""
+        self.raw = raw
+        self.tokens += raw.tokens
+        self.executed += raw.executed
+        self.seconds["forward"] = self.seconds.get("forward", 0.0) + raw.seconds
+
+
+class _Feed:
+    """The encoded shards as the backend pulls them; those that are asked about again go first."""
+
+    def __init__(self, items: queue.Queue[Any], worker: Worker) -> None:
+        self._items, self._worker = items, worker
+        self._ended = False
+        self.again: deque[_Item] = deque()
+
+    @property
+    def ended(self) -> bool:
+        """Whether there will be no more."""
+        return self._ended and not self.again
+
+    def take(self, *, wait: bool) -> tuple[_Item, Pieces] | None:
+        """The next shard; an error of the stage before is raised here, after all that came before it."""
+        if self.again:
+            item = self.again.popleft()
+            return item, item.encoded.pieces
+        while not self._ended:
+            began = perf_counter()
+            item = _get(self._items, None if wait else 0)
+            self._worker.meter.idle += perf_counter() - began
+            if item is None:
+                return None
+            if isinstance(item, BaseException):
+                raise item
+            if item is _END:
+                self._ended = True
+            elif not self._worker.stopping.is_set():  # else it is not begun: left for the next run
+                self._worker.begin(item)
+                return item, item.encoded.pieces
+        return None
 
 
 class Worker:
@@ -87,10 +131,10 @@ class Worker:
         self._schema = setup.plan.schema
         self._files = setup.plan.files
         spec = setup.spec
-        self._source = Source(spec.source.config(), setup.plan.files, setup.source_schema, setup.spool)
-        self._task = registry.load(registry.TASKS, spec.task.kind)(setup.model, spec.task)
-        backend = registry.load(registry.BACKENDS, setup.resolved.backend)
-        self._backend = backend(setup.model, setup.resolved, self._task.needs, setup.threads)
+        self._task = task = registry.load(registry.TASKS, spec.task.kind)(setup.model, spec.task)
+        self._source = Source(spec.source.config(task.columns), setup.plan.files, setup.source_schema, setup.spool)
+        backend = registry.backend(setup.resolved.backend, task.needs)
+        self._backend = backend(setup.model, setup.resolved, task.needs, setup.threads, task.decoding)
         self._task.prepare(self._backend.forward)
         self._backend.aborted = self.aborting.is_set
         self._backend.on_batch = self._count
@@ -126,30 +170,25 @@ class Worker:
         while not self.stopping.is_set() and (shard := lease()) is not None:
             began = perf_counter()
             docs = self._source.read(shard)
-            item = _Item(shard, docs, self._task.encode(docs.text))
+            item = _Item(shard, docs, self._task.encode(docs))
             item.seconds["encode"] = perf_counter() - began
             self.meter.encode += item.seconds["encode"]
             yield item
 
     def _forward(self, items: queue.Queue[Any]) -> Iterator[_Item]:
-        while (item := self._wait(items)) is not _END:
-            if self.stopping.is_set() and not isinstance(item, BaseException):
-                continue  # not begun: left for the next run
-            yield self._forwarded(item)
+        feed = _Feed(items, self)
+        for item, raw in self._backend.run(feed):
+            item.add(raw)
+            more = self._task.again(item.encoded, raw)
+            if more is None:
+                yield item
+            else:
+                item.encoded = more
+                feed.again.append(item)
 
-    def _wait(self, items: queue.Queue[Any]) -> Any:
-        began = perf_counter()
-        item = items.get()
-        self.meter.idle += perf_counter() - began
-        return item
-
-    def _forwarded(self, item: Any) -> Any:
-        if isinstance(item, BaseException):
-            return item
+    def begin(self, item: _Item) -> None:
+        """The shard goes into the model."""
         self._docs_per_piece = len(item.docs) / max(len(item.encoded.pieces), 1)
-        item.raw = self._backend.forward(item.encoded.pieces)
-        item.seconds["forward"] = item.raw.seconds
-        return item
 
     def _decode_and_write(self, items: queue.Queue[Any]) -> Iterator[Any]:
         while (item := items.get()) is not _END:
@@ -158,7 +197,7 @@ class Worker:
                 continue
             began = perf_counter()
             table, dead = self._results(item)
-            measured = {"tokens": item.raw.tokens, "executed": item.raw.executed, "seconds": item.seconds}
+            measured = {"tokens": item.tokens, "executed": item.executed, "seconds": item.seconds}
             item.seconds["write"] = perf_counter() - began
             part = self._writer.write(item.shard.index, uuid.uuid4().hex[:12], table, dead, measured)
             if part.ids_hash != f"{ids_hash(item.docs.ids):016x}":
@@ -203,9 +242,9 @@ def _stage(work: Callable[[Any], Iterator[Any]], source: Any, target: queue.Queu
     target.put(_END)
 
 
-def _get(items: queue.Queue[Any], timeout: float) -> Any:
+def _get(items: queue.Queue[Any], timeout: float | None) -> Any:
     try:
-        return items.get(timeout=timeout)
+        return items.get(timeout != 0, timeout)
     except queue.Empty:
         return None
 

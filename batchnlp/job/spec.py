@@ -67,10 +67,11 @@ class SourceSpec(Section):
     split: str | None = Field(None, description="The split of a data set that has several; train without it.")
     rows_per_shard: int | None = Field(None, ge=1, description="Shard size by hand; chosen by size without it.")
 
-    def config(self) -> SourceConfig:
-        """The part of this section that readers need."""
+    def config(self, columns: tuple[str, ...] = ()) -> SourceConfig:
+        """The part of this section that readers need, with the `columns` that the task asks for."""
         return SourceConfig(
-            paths=tuple(self.path), text=self.text, id=self.id, keep=tuple(self.keep), filter=tuple(self.filter),
+            paths=tuple(self.path), text=self.text, id=self.id, keep=tuple(self.keep), columns=columns,
+            filter=tuple(self.filter),
             format=self.format, unit=self.unit, split=self.split,
         )  # fmt: skip
 

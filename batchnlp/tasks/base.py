@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from batchnlp.errors import ModelError
 from batchnlp.text.encode import Tokenizer, Tokens, cut, frame, led_by, offsets
-from batchnlp.types import Counts, Encoded, Failure, Float32, Int32, ModelFiles, OnLong, Pieces, Raw
+from batchnlp.types import Counts, Decoding, Docs, Encoded, Failure, Float32, Int32, ModelFiles, OnLong, Pieces, Raw
 
 COUNT_FIELDS = [
     pa.field("n_tokens", pa.int32()),
@@ -41,6 +41,8 @@ class Task(Protocol):
 
     needs: str  # the kind of Raw that decode takes
     pieces_per_doc: int  # at the least; the planner makes shards smaller by it
+    columns: tuple[str, ...]  # of the source, read beside the text
+    decoding: Decoding | None  # how to generate, for tasks that need completions
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -49,8 +51,11 @@ class Task(Protocol):
     def prepare(self, forward: Vectorise) -> None:
         """Compute, once a worker, what needs the model itself (the vectors of labels)."""
 
-    def encode(self, texts: pa.Array) -> Encoded:
-        """Tokenise `texts` (large_string; null where there is none), one entry a row of the shard."""
+    def encode(self, docs: Docs) -> Encoded:
+        """Tokenise `docs.text` (large_string; null where there is none), one entry a row of the shard."""
+
+    def again(self, encoded: Encoded, raw: Raw) -> Encoded | None:
+        """What to ask the model next, with `earlier` set; None when `decode` can answer (see summarize)."""
 
     def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
         """(one array a field, one entry a row of the shard; which rows have a finite answer)."""
@@ -79,6 +84,8 @@ class TextTask:
     """What all tasks over single texts share: which documents have text, the windows, the counts."""
 
     lower_case = False  # whether texts are lowercased first, beside what the tokenizer does by itself
+    columns: tuple[str, ...] = ()
+    decoding: Decoding | None = None
 
     def __init__(self, model: ModelFiles, spec: Any) -> None:
         self.model = model
@@ -96,16 +103,20 @@ class TextTask:
     def prepare(self, forward: Vectorise) -> None:
         """Nothing to prepare."""
 
-    def encode(self, texts: pa.Array) -> Encoded:
+    def again(self, encoded: Encoded, raw: Raw) -> Encoded | None:
+        """One round is enough."""
+        return None
+
+    def encode(self, docs: Docs) -> Encoded:
         """Tokenise, cut, frame, count."""
         special = self.tokenizer.single
         room = self.model.max_length - special.size
-        docs, tokens, failures = self._tokenise(texts, room)
+        rows, tokens, failures = self._tokenise(docs.text, room)
         windows = cut(tokens, room - tokens.lead, window=self.on_long == "window")
         ids, starts = frame(tokens, windows, special)
         type_ids = np.full(len(ids), special.type_ids[0], np.uint8) if special.type_ids[0] else None
-        pieces = Pieces(ids, starts, docs[windows.text], windows.length.astype(np.int32), type_ids)
-        return Encoded(pieces, self._count(len(texts), docs, tokens, windows.text, windows.length), failures)
+        pieces = Pieces(ids, starts, rows[windows.text], windows.length.astype(np.int32), type_ids)
+        return Encoded(pieces, self._count(len(docs), rows, tokens, windows.text, windows.length), failures)
 
     def _tokenise(self, texts: pa.Array, room: int) -> tuple[Int32, Tokens, tuple[Failure, ...]]:
         """(row of each document that has tokens, their tokens, failures of the others); `room` is the prompt's too."""

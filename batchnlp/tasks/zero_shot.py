@@ -24,7 +24,7 @@ from batchnlp.tasks.classify import label_names
 from batchnlp.tasks.embed import Embed, unit
 from batchnlp.tasks.labels import LabelColumns, finite_rows
 from batchnlp.text.encode import Frame, cut, offsets, ranges
-from batchnlp.types import Encoded, ModelFiles, Pieces, Raw
+from batchnlp.types import Docs, Encoded, ModelFiles, Pieces, Raw
 
 
 def make(model: ModelFiles, spec: Any) -> Similarity | Entailment:
@@ -61,7 +61,7 @@ class Similarity(Embed):
 
     def prepare(self, forward: Vectorise) -> None:
         """The labels' own vectors; they go the way of any document, so windows and prompts apply."""
-        encoded = self.encode(pa.array(self._texts, pa.large_string()))
+        encoded = self.encode(Docs.of(pa.array(self._texts, pa.large_string())))
         raw = forward(encoded.pieces)
         vectors = unit(self.vectors(encoded, raw))
         failures = [*encoded.failures, *raw.failures]
@@ -101,22 +101,22 @@ class Entailment(TextTask):
         """The result columns."""
         return self._columns.fields
 
-    def encode(self, texts: pa.Array) -> Encoded:
+    def encode(self, docs: Docs) -> Encoded:
         """Windows as for a single text, but with room for the longest label; then each window with each label."""
         special = self.tokenizer.pair()
         labels = self.tokenizer.encode(pa.array(self._texts, pa.large_string()))
         room = self.model.max_length - special.size - int(labels.lengths.max())
         if room < 1:
             raise ModelError("a label sentence leaves no room for the text", "shorten task.labels or task.template")
-        docs, tokens, failures = self._tokenise(texts, room)
+        rows, tokens, failures = self._tokenise(docs.text, room)
         windows = cut(tokens, room, window=self.on_long == "window")
         ids, starts, type_ids = _pairs(tokens.ids, windows.start, windows.length, labels.ids, labels.starts, special)
         n = len(self._texts)
         pieces = Pieces(
-            ids, starts, np.repeat(docs[windows.text], n), np.repeat(windows.length, n).astype(np.int32), type_ids,
+            ids, starts, np.repeat(rows[windows.text], n), np.repeat(windows.length, n).astype(np.int32), type_ids,
             role=np.tile(np.arange(n, dtype=np.int32), len(windows.text)),
         )  # fmt: skip
-        return Encoded(pieces, self._count(len(texts), docs, tokens, windows.text, windows.length), failures)
+        return Encoded(pieces, self._count(len(docs), rows, tokens, windows.text, windows.length), failures)
 
     def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
         """Entailment against contradiction a label, or entailment among all labels; then the mean over windows."""

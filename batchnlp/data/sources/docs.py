@@ -42,6 +42,7 @@ def documents(config: SourceConfig, schema: pa.Schema, pieces: list[Piece]) -> D
         ids=ids,
         text=text,
         keep=table.select(list(dict.fromkeys(config.keep))),
+        columns=table.select(list(dict.fromkeys(config.columns))),
         file=np.repeat([p.at for p in pieces], [len(c) for c in chosen]).astype(np.int32),
         row=row,
         failures=failures,

@@ -50,7 +50,7 @@ def wanted(schema: pa.Schema) -> pa.Schema:
 
 
 def _columns(config: SourceConfig) -> list[str]:
-    return list(dict.fromkeys([config.text, *([config.id] if config.id else []), *config.keep]))
+    return list(dict.fromkeys([config.text, *([config.id] if config.id else []), *config.keep, *config.columns]))
 
 
 def _filter_columns(config: SourceConfig) -> list[str]:

@@ -73,11 +73,11 @@ class Source:
         pieces = [self._piece(segment) for segment in shard.segments]
         return documents(self.config, self.schema, pieces)
 
-    def sample(self, rows: int) -> list[str]:
-        """Up to `rows` documents, the same ones every time, spread over the corpus; nulls and failures are left out."""
+    def sample(self, rows: int) -> Docs:
+        """Up to `rows` documents, the same ones every time, spread over the corpus."""
         spots = min(max(len(self.files), SPOTS[0]), SPOTS[1])
-        each = -(-rows // spots)
-        texts: list[str] = []
+        each = max(rows // spots, 1)
+        pieces: list[Piece] = []
         after: Segment | None = None
         for index, part in self._spots(spots):
             reader, file = self._readers[self.files[index].format], self.files[index]
@@ -85,9 +85,8 @@ class Source:
             segment = reader.probe(index, file, part, each, last)
             if segment is not None:
                 after = segment
-                docs = documents(self.config, self.schema, [self._piece(segment)])
-                texts += docs.text.drop_null().to_pylist()
-        return texts[:rows]
+                pieces.append(self._piece(segment))
+        return documents(self.config, self.schema, pieces)
 
     def _spots(self, count: int) -> Iterator[tuple[int, float]]:
         """File and place in it (0 to 1) of `count` points at equal distances in the bytes of the corpus."""
