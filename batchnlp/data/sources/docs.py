@@ -31,7 +31,8 @@ def documents(config: SourceConfig, schema: pa.Schema, pieces: list[Piece]) -> D
     table = pa.concat_tables([t.cast(bare) for t in cut]) if cut else bare.empty_table()
     rows = [p.start + c for p, c in zip(pieces, chosen, strict=True)]
     row = np.concatenate([np.zeros(0, np.int64), *rows])
-    ids = _flat(table.column(config.id)) if config.id else _generated(pieces, row, [len(c) for c in chosen])
+    piece = np.repeat(np.arange(len(pieces)), np.array([len(c) for c in chosen], np.int64))  # [rows] which it is of
+    ids = _flat(table.column(config.id)) if config.id else _generated(pieces, row, piece)
     failures = _failures(pieces, chosen, ids)
     text = _flat(table.column(config.text))
     if failures:
@@ -43,7 +44,7 @@ def documents(config: SourceConfig, schema: pa.Schema, pieces: list[Piece]) -> D
         text=text,
         keep=table.select(list(dict.fromkeys(config.keep))),
         columns=table.select(list(dict.fromkeys(config.columns))),
-        file=np.repeat([p.at for p in pieces], [len(c) for c in chosen]).astype(np.int32),
+        file=np.array([p.at for p in pieces], np.int32)[piece],
         row=row,
         failures=failures,
     )
@@ -53,8 +54,8 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
-def _generated(pieces: list[Piece], row: Int64, counts: list[int]) -> pa.Array:
-    names = pa.array([piece.file.name for piece in pieces], pa.string()).take(np.repeat(range(len(counts)), counts))
+def _generated(pieces: list[Piece], row: Int64, piece: Int64) -> pa.Array:
+    names = pa.array([piece.file.name for piece in pieces], pa.string()).take(pa.array(piece))
     return pc.binary_join_element_wise(names, pa.array(row).cast(pa.string()), "#")
 
 
