@@ -22,7 +22,8 @@ import torch
 
 from batchnlp.backends.device import Hardware, resolve, resume, usable_cpus
 from batchnlp.backends.model_files import resolve_model
-from batchnlp.backends.torch_encoder import Aborted, TorchEncoder
+from batchnlp.backends.torch_encoder import TorchEncoder
+from batchnlp.backends.torch_model import Aborted
 from batchnlp.engine.api import apply
 from batchnlp.errors import BackendError, ModelError, UsageError, WorkerLostError
 from batchnlp.job.spec import EngineSpec, TaskSpec
@@ -254,7 +255,7 @@ def test_a_device_that_is_lost_ends_the_worker_and_costs_no_document(
 ) -> None:
     _, encoded = encode(classifier, TEXTS)
     encoder, assertion = backend(classifier), "CUDA error: device-side assert triggered"
-    monkeypatch.setattr(encoder, "_device_works", lambda: False)
+    monkeypatch.setattr("batchnlp.backends.torch_encoder.device_works", lambda device: False)
 
     def broken(ids: torch.Tensor) -> None:
         raise RuntimeError(assertion)

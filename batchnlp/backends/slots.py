@@ -34,7 +34,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 NAME = "batchnlp_slots"
 CROSS = {"encoder_attn", "EncDecAttention"}  # what models call their cross-attention
-GROWTH = 64  # positions by which slots grow at least
 _state = threading.local()
 
 
@@ -66,7 +65,7 @@ class Step:
     masks: dict[Any, Tensor] = field(default_factory=dict)
 
 
-class _Pass(EncoderDecoderCache):
+class _Pass(EncoderDecoderCache):  # type: ignore[misc]  # transformers is not followed by mypy
     """Hands keys and values through, because the attention function stores them. With `known` sources their
     projections are not computed again."""
 
@@ -81,7 +80,7 @@ class _Pass(EncoderDecoderCache):
         return 0
 
 
-class _Through(DynamicCache):
+class _Through(DynamicCache):  # type: ignore[misc]
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Nothing is kept."""
         return keys, values
@@ -103,7 +102,7 @@ class SlotModel:
         self.model = model
         self.seq2seq = bool(model.config.is_encoder_decoder)
         self.device, self.dtype = model.device, model.dtype
-        self.slots, self.length, self.source_length = 0, 0, 0
+        self.slots = self.length = self.source_length = 0
         self._plain = model.config._attn_implementation
         self._kv: dict[Any, tuple[Tensor, Tensor]] = {}  # attention module → [S, K, L, D] twice
         self._prefix: dict[Any, tuple[Tensor, Tensor]] = {}  # [K, P, D] of what all prompts begin with
@@ -181,11 +180,16 @@ class SlotModel:
 
     # --- slots
 
+    def clear(self) -> None:
+        """Forget all rows and give their memory back."""
+        self.slots = self.length = self.source_length = 0
+        self._kv, self._prefix = {}, {}
+
     def reserve(self, slots: int, length: int, source_length: int = 0) -> None:
         """Room for so many rows and positions; what is in the slots stays."""
-        self.slots = max(self.slots, slots)
-        self.length = max(self.length, length if length <= self.length else length + GROWTH)
-        self.source_length = max(self.source_length, source_length)
+        self.slots = _enough(self.slots, slots)
+        self.length = _enough(self.length, length)
+        self.source_length = _enough(self.source_length, source_length)
         for module, pair in self._kv.items():
             room = self.source_length if module in self._cross else self.length
             if pair[0].shape[0] < self.slots or pair[0].shape[2] < room:
@@ -219,6 +223,11 @@ class SlotModel:
     def crosses(self, module: Any) -> bool:
         """Whether this is a decoder's attention to the source."""
         return module in self._cross
+
+
+def _enough(have: int, need: int) -> int:
+    """Grown by half at least, so that what is there is not copied for every token."""
+    return have if need <= have else max(need, have + have // 2)
 
 
 def _grown(store: Tensor, slots: int, length: int) -> Tensor:
@@ -347,7 +356,7 @@ class _Bias:
     def __init__(self, module: Any, step: Step) -> None:
         self._step = step
         if module.has_relative_attention_bias:
-            step.biases = {"module": module}  # type: ignore[dict-item]
+            step.biases = {"module": module}
         self._owner: Any = step.biases["module"]
 
     def of(self, positions: Tensor, length: int, allowed: Tensor | bool | None) -> Tensor:

@@ -19,16 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchnlp.backends.torch_model import Aborted, device_works, is_out_of_memory, load_model
 from batchnlp.errors import BackendError, ModelError, WorkerLostError
 from batchnlp.text.batching import halve, pack
 from batchnlp.text.encode import ranges
 from batchnlp.types import Batch, Decoding, Failure, Feed, ModelFiles, Pieces, Raw, Resolved
 
 HOPELESS = 8  # documents failing one by one before anything succeeded: then it is the model, not the documents
-
-
-class Aborted(Exception):
-    """The run is being stopped; raised between batches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +39,6 @@ class _Flight:
 
 class TorchEncoder:
     """One model on one device."""
-
-    provides = frozenset({"scores", "vectors"})
 
     def __init__(
         self, model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None
@@ -114,23 +109,13 @@ class TorchEncoder:
             waiting.extendleft(reversed(halve(batch, pieces.lengths)))
             return
         message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        if not memory and not self._device_works():
+        if not memory and not device_works(self.device):
             hint = "the same command goes on; where one document does this, engine.device=cpu makes it a dead letter"
             raise WorkerLostError(f"{self.device} does nothing any more: {message}", hint) from error
         code = "device_oom" if memory else "forward_error"
         failures.append(Failure(int(pieces.doc[batch.index[0]]), "forward", code, message))
         if not self._worked and len({failure.doc for failure in failures}) >= HOPELESS:
             raise BackendError(f"the model fails on every document: {message}") from error
-
-    def _device_works(self) -> bool:
-        """After a kernel has failed, a device-side assert say, CUDA fails every call of the process."""
-        if self.device.type != "cuda":
-            return True
-        try:
-            torch.cuda.synchronize(self.device)
-            return int(torch.ones(1, device=self.device).sum()) == 1
-        except RuntimeError:
-            return False
 
     def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
         """Begin with a batch; its answer comes to host memory by itself, so that its errors show one batch later."""
@@ -239,30 +224,3 @@ def _dense(path: str, module: dict[str, Any]) -> torch.nn.Module:
             f"{path} has a dense layer with the activation {module['activation']}", "it is not in torch.nn"
         )
     return torch.nn.Sequential(linear, activation()).eval()
-
-
-def load_model(model: ModelFiles, dtype: torch.dtype, kind: str) -> Any:
-    """The model, from safetensors and without code of the repository; ModelError where weights are missing."""
-    from transformers import AutoModel, AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    auto = AutoModelForSequenceClassification if kind == "scores" else AutoModel
-    loaded, info = auto.from_pretrained(
-        model.path, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True,
-        output_loading_info=True,
-    )  # fmt: skip
-    # A pooler that only some heads use may be missing; anything else would be random numbers.
-    missing = [key for key in info["missing_keys"] if kind == "scores" or "pooler" not in key]
-    if missing:
-        raise ModelError(f"{model.name} lacks the weights {sorted(missing)[0]}", "it was saved without its head")
-    if loaded.config.pad_token_id is None or loaded.config.pad_token_id < 0:
-        loaded.config.pad_token_id = loaded.config.eos_token_id if isinstance(loaded.config.eos_token_id, int) else 0
-    return loaded.eval()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the batch was too large for the memory."""
-    signs = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in str(error) for sign in signs)

@@ -23,8 +23,8 @@ import torch
 from batchnlp.backends.decoding import Choice, Chooser
 from batchnlp.backends.slots import SlotModel, Span, Unsupported
 from batchnlp.backends.static import StaticBatches
-from batchnlp.backends.torch_encoder import Aborted, check_device, is_out_of_memory, load_weights
-from batchnlp.errors import BackendError
+from batchnlp.backends.torch_model import Aborted, device_works, is_out_of_memory, load_model
+from batchnlp.errors import BackendError, WorkerLostError
 from batchnlp.types import Completions, Decoding, Failure, Feed, ModelFiles, Pieces, Resolved
 
 ROWS = {"cpu": 64, "cuda": 256}  # in flight at most: beyond it a step costs as much as its rows
@@ -102,8 +102,6 @@ class Row:
 class TorchGenerator:
     """One model on one device."""
 
-    provides = frozenset({"completions"})
-
     def __init__(
         self, model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None
     ) -> None:
@@ -117,7 +115,7 @@ class TorchGenerator:
         self.note = ""
         self.row_steps = self.prefilled = 0  # rows computed one token on, prompt tokens computed: for benchmarks
         self._positions = model.max_length
-        self._model = load_weights(model, getattr(torch, resolved.dtype), kind).to(self.device)
+        self._model = load_model(model, getattr(torch, resolved.dtype), kind).to(self.device)
         self._chooser = Chooser(self._model, self.decoding, model.path)
         self._begin = _decoder_start(self._model, self._chooser.config)
         self._budget = kv_tokens(self._model, self.device)
@@ -141,7 +139,8 @@ class TorchGenerator:
             reason = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
             self.note = f"static batches, because this model cannot be run in flight: {reason}"[:200]
             return None
-        return SlotModel(self._model)  # with empty slots
+        slots.clear()
+        return slots
 
     def forward(self, pieces: Pieces) -> Completions:
         """The answers to the pieces of one shard."""
@@ -152,7 +151,7 @@ class TorchGenerator:
         if self._slots is not None:
             return self._in_flight(self._slots, feed)
         return StaticBatches(self._model, self._chooser, self._begin, self._budget, self.device).run(
-            feed, self._job, self.aborted, self.on_batch
+            feed, self._job, self._limits, self.aborted, self.on_batch
         )
 
     def _in_flight(self, slots: SlotModel, feed: Feed) -> Iterator[tuple[Any, Completions]]:
@@ -180,7 +179,9 @@ class TorchGenerator:
         order = np.argsort(lengths + self._max_new(pieces), kind="stable")
         pending: list[int] = []
         for i in map(int, order):
-            name = pieces.ids[pieces.starts[i] : pieces.starts[i + 1]].tobytes() + bytes(str(self._limits(pieces, i)), "ascii")
+            name = pieces.ids[pieces.starts[i] : pieces.starts[i + 1]].tobytes() + bytes(
+                str(self._limits(pieces, i)), "ascii"
+            )
             one = i if self.decoding.sample else first.setdefault(name, i)
             if one == i:
                 pending.append(i)
@@ -355,8 +356,10 @@ class TorchGenerator:
         memory = is_out_of_memory(error)
         if memory and self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if not memory:
-            check_device(self.device)
+        if not memory and not device_works(self.device):
+            raise WorkerLostError(
+                f"{self.device} does nothing any more: {error}", "the same command goes on"
+            ) from error
         together = [*self._rows, *(row for row in rows if row not in self._rows)] if rows else []
         if len(together) == 1:
             row = together[0]
@@ -409,15 +412,27 @@ def kv_tokens(model: Any, device: torch.device) -> int:
     """Positions that there is memory for, over all rows."""
     config = model.config.get_text_config(decoder=True)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None) or config.hidden_size // config.num_attention_heads
-    layers = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None) or config.num_hidden_layers
+    size = (
+        getattr(config, "head_dim", None)
+        or getattr(config, "d_kv", None)
+        or config.hidden_size // config.num_attention_heads
+    )
+    layers = (
+        getattr(config, "decoder_layers", None)
+        or getattr(config, "num_decoder_layers", None)
+        or config.num_hidden_layers
+    )
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return int(free * MEMORY) // (2 * layers * heads * size * model.dtype.itemsize)
 
 
 def _decoder_start(model: Any, config: Any) -> int:
     """The token that a decoder begins with; 0 for decoder-only models, which do not ask."""
-    for value in (config.decoder_start_token_id, getattr(model.config, "decoder_start_token_id", None), config.bos_token_id):
+    for value in (
+        config.decoder_start_token_id,
+        getattr(model.config, "decoder_start_token_id", None),
+        config.bos_token_id,
+    ):
         if value is not None:
             return int(value[0] if isinstance(value, list) else value)
     return 0

@@ -60,7 +60,7 @@ class Tokenizer:
     def __init__(self, tokenizer: Any) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._tokenizer = tokenizer
+        self.fast = tokenizer  # of the tokenizers library
         self.single = self._probe_single()
 
     @classmethod
@@ -93,7 +93,7 @@ class Tokenizer:
         flat: list[Int32] = []
         lengths: list[Int32] = []
         for block in _blocks(texts):
-            encodings = self._tokenizer.encode_batch_fast(block, add_special_tokens=False)
+            encodings = self.fast.encode_batch_fast(block, add_special_tokens=False)
             ids = [encoding.ids for encoding in encodings]
             lengths.append(np.fromiter(map(len, ids), np.int32, len(ids)))
             flat.append(np.fromiter(chain.from_iterable(ids), np.int32, int(lengths[-1].sum())))
@@ -102,7 +102,7 @@ class Tokenizer:
     def pair(self) -> Frame:
         """The special tokens around and between two texts; ModelError where the tokenizer takes no pairs."""
         a, b = self._plain("first"), self._plain("second")
-        framed = self._tokenizer.encode("first", "second", add_special_tokens=True)
+        framed = self.fast.encode("first", "second", add_special_tokens=True)
         ids = np.array(framed.ids, np.int32)
         first = _find(ids, a, 0)
         second = _find(ids, b, first + len(a)) if first >= 0 else -1
@@ -112,7 +112,7 @@ class Tokenizer:
         return Frame(ids[:first], ids[first + len(a) : second], ids[second + len(b) :], (kinds[first], kinds[second]))
 
     def _probe_single(self) -> Frame:
-        plain, framed = self._plain("probe"), self._tokenizer.encode("probe", add_special_tokens=True)
+        plain, framed = self._plain("probe"), self.fast.encode("probe", add_special_tokens=True)
         ids = np.array(framed.ids, np.int32)
         at = _find(ids, plain, 0)
         if at < 0 or not len(plain):
@@ -122,7 +122,7 @@ class Tokenizer:
         return Frame(ids[:at], np.empty(0, np.int32), ids[at + len(plain) :], (framed.type_ids[at], 0))
 
     def _plain(self, text: str) -> Int32:
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        return np.array(self.fast.encode(text, add_special_tokens=False).ids, np.int32)
 
 
 def _blocks(texts: pa.Array) -> Iterator[list[str]]:

@@ -1,0 +1,189 @@
+"""Generation in static batches of alike length, for what cannot be run in flight: beams, and models of other ways.
+
+Rows that are done leave the batch at once; none enters before all have left. Beam search is transformers' own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchnlp.backends.decoding import Chooser
+from batchnlp.backends.torch_model import Aborted, device_works, is_out_of_memory
+from batchnlp.errors import BackendError, WorkerLostError
+from batchnlp.types import Feed, Pieces
+
+ROWS = 32  # in a batch at most
+HOPELESS = 8
+
+
+class StaticBatches:
+    """The jobs of a feed, one after the other."""
+
+    def __init__(self, model: Any, chooser: Chooser, begin: int, budget: int, device: torch.device) -> None:
+        self._model, self._chooser, self._begin = model, chooser, begin
+        self._budget, self._device = budget, device
+        self._seq2seq = bool(model.config.is_encoder_decoder)
+        self._pad = int(model.config.pad_token_id or 0)
+        self._beams = int(chooser.config.num_beams or 1)
+        self._positions = "position_ids" in inspect.signature(model.forward).parameters and not self._seq2seq
+        self._rows = ROWS
+        self._worked = False
+        self._padding = 0
+
+    def run(
+        self, feed: Feed, make: Callable[[Any, Pieces], Any], limits: Callable[[Pieces, int], int],
+        aborted: Callable[[], bool], on_batch: Callable[[int, int, int, float], None],
+    ) -> Iterator[tuple[Any, Any]]:  # fmt: skip
+        """(key, completions) of each shard."""
+        while (work := feed.take(wait=True)) is not None:
+            job = make(*work)
+            self._padding = 0
+            while job.pending:
+                if aborted():
+                    raise Aborted
+                began, tokens = perf_counter(), job.tokens
+                batch = self._next(job, limits)
+                self._try(job, batch)
+                job.seconds += (seconds := perf_counter() - began)
+                on_batch(len(batch), job.tokens - tokens, job.tokens - tokens, seconds)
+            yield job.key, job.result(self._padding)
+
+    def _next(self, job: Any, limits: Callable[[Pieces, int], int]) -> list[tuple[int, int]]:
+        """(piece, most new tokens) of the next batch, the longest first."""
+        batch: list[tuple[int, int]] = []
+        longest = 0
+        while job.pending and len(batch) < self._rows:
+            piece = job.pending[-1]
+            limit = limits(job.pieces, piece)
+            if limit < 1:
+                job.pending.pop()
+                job.fail(piece, "too_long", "the prompt leaves no room for an answer")
+                continue
+            longest = max(longest, int(job.pieces.lengths[piece]) + limit)
+            if batch and (len(batch) + 1) * self._beams * longest > self._budget:
+                break
+            job.pending.pop()
+            batch.append((piece, limit))
+        return batch
+
+    def _try(self, job: Any, batch: list[tuple[int, int]]) -> None:
+        """A batch that fails is halved, down to the one prompt that does it."""
+        if not batch:
+            return
+        try:
+            with torch.inference_mode():
+                (self._beam if self._beams > 1 else self._greedy)(job, batch)
+            self._worked = True
+        except Exception as error:
+            memory = is_out_of_memory(error)
+            if len(batch) > 1:
+                self._rows = max(len(batch) // 2, 1) if memory else self._rows
+                self._try(job, batch[: len(batch) // 2])
+                self._try(job, batch[len(batch) // 2 :])
+                return
+            if not memory and not device_works(self._device):
+                raise WorkerLostError(f"{self._device} does nothing any more: {error}") from error
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            job.fail(batch[0][0], "device_oom" if memory else "forward_error", message)
+            if not self._worked and len(job.failures) >= HOPELESS:
+                raise BackendError(f"the model fails on every document: {message}") from error
+
+    def _padded(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """[B, L] ids and mask; on the left for decoders, which go on at the right."""
+        longest = max(map(len, prompts))
+        ids = torch.full((len(prompts), longest), self._pad)
+        mask = torch.zeros_like(ids)
+        for i, prompt in enumerate(prompts):
+            where = slice(0, len(prompt)) if self._seq2seq else slice(longest - len(prompt), None)
+            ids[i, where], mask[i, where] = torch.tensor(prompt), 1
+        self._padding += ids.numel() - int(mask.sum())
+        return ids.to(self._device), mask.to(self._device)
+
+    def _beam(self, job: Any, batch: list[tuple[int, int]]) -> None:
+        prompts = [job.prompt(piece) for piece, _ in batch]
+        ids, mask = self._padded(prompts)
+        config = self._chooser.config
+        config.max_new_tokens = max(limit for _, limit in batch)
+        config.max_length = None
+        config.pad_token_id = self._pad
+        out = self._model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        skip = 1 if self._seq2seq else ids.shape[1]
+        for (piece, limit), row in zip(batch, out[:, skip:].tolist(), strict=True):
+            end = next((i for i, token in enumerate(row) if token in self._chooser.eos), len(row))
+            stopped = end < len(row) and end <= limit
+            job.answer(piece, row[: min(end, limit)], "stop" if stopped else "length", [])
+            job.tokens += min(end, limit)
+        job.tokens += sum(map(len, prompts))
+
+    def _greedy(self, job: Any, batch: list[tuple[int, int]]) -> None:
+        """One token a step for the rows that are left; also for sampling."""
+        prompts = [job.prompt(piece) for piece, _ in batch]
+        ids, mask = self._padded(prompts)
+        job.tokens += sum(map(len, prompts))
+        rows = [self._row(job, piece, prompt, limit) for (piece, limit), prompt in zip(batch, prompts, strict=True)]
+        states = self._model.get_encoder()(input_ids=ids, attention_mask=mask) if self._seq2seq else None
+        if self._seq2seq:
+            ids = torch.full((len(rows), 1), self._begin, device=self._device)
+        done: list[tuple[int, list[int], str, list[float]]] = []
+        cache = None
+        while rows:
+            out = self._call(ids, mask, states, cache)
+            cache = out.past_key_values
+            chosen, logprobs = self._chooser.choose(out.logits[:, -1], [row[1] for row in rows])
+            job.tokens += len(rows)
+            keep = []
+            for i, token in enumerate(chosen):
+                reason = self._took(rows[i], token, None if logprobs is None else logprobs[i])
+                if reason:
+                    piece, _, _, new, known = rows[i]
+                    done.append((piece, new, reason, known))
+                else:
+                    keep.append(i)
+            ids = torch.tensor(chosen, device=self._device)[:, None]
+            if len(keep) < len(rows):
+                rows = [rows[i] for i in keep]
+                at = torch.tensor(keep, device=self._device, dtype=torch.long)
+                ids, mask = ids[at], mask[at]
+                if rows:
+                    cache.batch_select_indices(at)
+                    if states is not None:
+                        states.last_hidden_state = states.last_hidden_state[at]
+            if not self._seq2seq:
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        for answer in done:  # only now: a batch that failed half-way is begun again
+            job.answer(*answer)
+
+    def _row(self, job: Any, piece: int, prompt: list[int], limit: int) -> tuple[int, Any, int, list[int], list[float]]:
+        seed = 0 if job.pieces.seed is None else int(job.pieces.seed[piece])
+        begun, source = ([self._begin], prompt) if self._seq2seq else (prompt, None)
+        return piece, self._chooser.row(begun, source, limit, seed), limit, [], []
+
+    def _took(self, row: tuple[int, Any, int, list[int], list[float]], token: int, logprob: float | None) -> str:
+        """Why the row ends with this token; empty when it goes on."""
+        _, _, limit, new, known = row
+        if token in self._chooser.eos:
+            return "stop"
+        new.append(token)
+        if logprob is not None:
+            known.append(logprob)
+        return "stop" if self._chooser.stopped(new) else "length" if len(new) >= limit else ""
+
+    def _call(self, ids: Tensor, mask: Tensor, states: Any, cache: Any) -> Any:
+        if self._seq2seq:
+            return self._model(
+                encoder_outputs=states,
+                attention_mask=mask,
+                decoder_input_ids=ids,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        more = {}
+        if self._positions:
+            more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        return self._model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
