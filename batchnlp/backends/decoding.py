@@ -98,12 +98,13 @@ class Chooser:
         if self._grammar is None:
             from llguidance import LLTokenizer
 
-            grammar = LLMatcher.grammar_from_json_schema(
-                self.decoding.json_schema, defaults={"whitespace_flexible": False}
-            )
-            eos = next(iter(sorted(self.eos)), None)
+            schema = str(self.decoding.json_schema)
+            grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
             size = self._model.get_output_embeddings().weight.shape[0]
-            self._grammar = LLTokenizer(self.tokenizer.to_str(), n_vocab=size, eos_token=eos), grammar
+            self._grammar = (
+                LLTokenizer(self.tokenizer.to_str(), n_vocab=size, eos_token=sorted(self.eos) or None),
+                grammar,
+            )
         return LLMatcher(*self._grammar)
 
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from batchnlp.backends.decoding import Chooser
+from batchnlp.backends.generation import HOPELESS, Job, OnBatch
 from batchnlp.backends.torch_model import Aborted, device_works, is_out_of_memory
 from batchnlp.errors import BackendError, WorkerLostError
-from batchnlp.types import Feed, Pieces
+from batchnlp.types import Completions, Feed, Pieces
 
 ROWS = 32  # in a batch at most
-HOPELESS = 8
 
 
 class StaticBatches:
@@ -37,9 +37,8 @@ class StaticBatches:
         self._padding = 0
 
     def run(
-        self, feed: Feed, make: Callable[[Any, Pieces], Any], limits: Callable[[Pieces, int], int],
-        aborted: Callable[[], bool], on_batch: Callable[[int, int, int, float], None],
-    ) -> Iterator[tuple[Any, Any]]:  # fmt: skip
+        self, feed: Feed, make: Callable[[Any, Pieces], Job], aborted: Callable[[], bool], on_batch: OnBatch
+    ) -> Iterator[tuple[Any, Completions]]:
         """(key, completions) of each shard."""
         while (work := feed.take(wait=True)) is not None:
             job = make(*work)
@@ -48,23 +47,19 @@ class StaticBatches:
                 if aborted():
                     raise Aborted
                 began, tokens = perf_counter(), job.tokens
-                batch = self._next(job, limits)
+                batch = self._next(job)
                 self._try(job, batch)
                 job.seconds += (seconds := perf_counter() - began)
                 on_batch(len(batch), job.tokens - tokens, job.tokens - tokens, seconds)
             yield job.key, job.result(self._padding)
 
-    def _next(self, job: Any, limits: Callable[[Pieces, int], int]) -> list[tuple[int, int]]:
+    def _next(self, job: Job) -> list[tuple[int, int]]:
         """(piece, most new tokens) of the next batch, the longest first."""
         batch: list[tuple[int, int]] = []
         longest = 0
         while job.pending and len(batch) < self._rows:
             piece = job.pending[-1]
-            limit = limits(job.pieces, piece)
-            if limit < 1:
-                job.pending.pop()
-                job.fail(piece, "too_long", "the prompt leaves no room for an answer")
-                continue
+            limit = int(job.limits[piece])
             longest = max(longest, int(job.pieces.lengths[piece]) + limit)
             if batch and (len(batch) + 1) * self._beams * longest > self._budget:
                 break
@@ -72,7 +67,7 @@ class StaticBatches:
             batch.append((piece, limit))
         return batch
 
-    def _try(self, job: Any, batch: list[tuple[int, int]]) -> None:
+    def _try(self, job: Job, batch: list[tuple[int, int]]) -> None:
         """A batch that fails is halved, down to the one prompt that does it."""
         if not batch:
             return
@@ -105,7 +100,7 @@ class StaticBatches:
         self._padding += ids.numel() - int(mask.sum())
         return ids.to(self._device), mask.to(self._device)
 
-    def _beam(self, job: Any, batch: list[tuple[int, int]]) -> None:
+    def _beam(self, job: Job, batch: list[tuple[int, int]]) -> None:
         prompts = [job.prompt(piece) for piece, _ in batch]
         ids, mask = self._padded(prompts)
         config = self._chooser.config
@@ -121,7 +116,7 @@ class StaticBatches:
             job.tokens += min(end, limit)
         job.tokens += sum(map(len, prompts))
 
-    def _greedy(self, job: Any, batch: list[tuple[int, int]]) -> None:
+    def _greedy(self, job: Job, batch: list[tuple[int, int]]) -> None:
         """One token a step for the rows that are left; also for sampling."""
         prompts = [job.prompt(piece) for piece, _ in batch]
         ids, mask = self._padded(prompts)
@@ -159,7 +154,7 @@ class StaticBatches:
         for answer in done:  # only now: a batch that failed half-way is begun again
             job.answer(*answer)
 
-    def _row(self, job: Any, piece: int, prompt: list[int], limit: int) -> tuple[int, Any, int, list[int], list[float]]:
+    def _row(self, job: Job, piece: int, prompt: list[int], limit: int) -> tuple[int, Any, int, list[int], list[float]]:
         seed = 0 if job.pieces.seed is None else int(job.pieces.seed[piece])
         begun, source = ([self._begin], prompt) if self._seq2seq else (prompt, None)
         return piece, self._chooser.row(begun, source, limit, seed), limit, [], []

@@ -1,0 +1,53 @@
+"""Whether a model computes the same from packed tokens as from padded ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from batchnlp.backends.slots import SlotModel, Span, Unsupported
+
+
+def compare(slots: SlotModel, begin: int) -> None:
+    """Compare two rows, the second entering while the first is under way, with the model as transformers runs it."""
+    vocabulary = slots.model.get_output_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(5)
+    first, second, new = (torch.randint(vocabulary, (n,), generator=generator).to(slots.device) for n in (7, 12, 3))
+    with torch.inference_mode():
+        slots.reserve(2, 16, 16)
+        got = [_entered(slots, first, 0, begin)]
+        base = [1 if slots.seq2seq else len(ids) for ids in (first, second)]
+        got.append(_stepped(slots, new[:1], [base[0]], [first])[0])
+        other = [_entered(slots, second, 1, begin)]
+        together = _stepped(slots, new[[1, 0]], [base[0] + 1, base[1]], [first, second])
+        got, other = torch.stack([*got, together[0]]), torch.stack([*other, together[1]])
+        with slots.plain() as model:
+            wanted = [_alone(model, ids, new[:n], begin, slots.seq2seq) for ids, n in ((first, 2), (second, 1))]
+    for a, b in ((got, wanted[0]), (other, wanted[1])):
+        a, b = a.float(), b.float()
+        far = float((a - b).abs().max() / b.std().clamp(min=1e-6))
+        if not far <= (1e-2 if slots.dtype == torch.float32 else 0.5):
+            raise Unsupported(f"packed answers differ from padded ones by {far:.2g} standard deviations")
+
+
+def _entered(slots: SlotModel, ids: torch.Tensor, slot: int, begin: int) -> torch.Tensor:
+    n = len(ids)
+    if not slots.seq2seq:
+        return slots.prefill(ids, [Span(slot, 0, n)])[0]
+    states = slots.encode(ids, [Span(0, 0, n)])
+    return slots.prefill(torch.tensor([begin], device=ids.device), [Span(slot, 0, 1, source=(0, n))], states)[0]
+
+
+def _stepped(slots: SlotModel, ids: torch.Tensor, lengths: list[int], sources: list[torch.Tensor]) -> torch.Tensor:
+    positions = torch.tensor(lengths, device=ids.device)
+    ends = torch.tensor([len(source) for source in sources], device=ids.device)
+    return slots.decode(ids, positions, max(lengths) + 1, ends)
+
+
+def _alone(model: Any, ids: torch.Tensor, new: torch.Tensor, begin: int, seq2seq: bool) -> torch.Tensor:
+    """[steps, vocabulary] logits of the padded model for one row."""
+    if seq2seq:
+        decoder = torch.cat([torch.tensor([begin], device=ids.device), new])
+        return torch.as_tensor(model(input_ids=ids[None], decoder_input_ids=decoder[None]).logits[0])
+    return torch.as_tensor(model(input_ids=torch.cat([ids, new])[None]).logits[0, len(ids) - 1 :])

@@ -1,0 +1,252 @@
+"""Rows enter and leave the batch one by one, over the borders of shards.
+
+A finished row gives its slot to the last one at once; others enter when a tenth of the places is free, the longest
+first, as many as there is memory for their keys and values. What all prompts of a shard begin with is computed once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from batchnlp.backends.decoding import Choice, Chooser
+from batchnlp.backends.generation import HOPELESS, Job, OnBatch
+from batchnlp.backends.slots import SlotModel, Span
+from batchnlp.backends.torch_model import Aborted, device_works, is_out_of_memory
+from batchnlp.errors import BackendError, WorkerLostError
+from batchnlp.types import Completions, Feed, Pieces
+
+ROWS = {"cpu": 64, "cuda": 256}  # in flight at most: beyond it a step costs as much as its rows
+FREE = 0.1  # share of the places that must be free before others enter, so that prefills are not of one row each
+
+
+@dataclass(slots=True)
+class Row:
+    """One prompt in flight; its slot is its place in the list of rows."""
+
+    job: Job
+    piece: int
+    prompt: list[int]
+    max_new: int
+    choice: Choice
+    length: int = 0  # positions in its slot
+    source: int = 0  # tokens of its source, for encoder-decoder models
+    new: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @property
+    def need(self) -> int:
+        """Positions it may come to."""
+        return len(self.prompt) + self.max_new
+
+
+class InFlight:
+    """The rows in flight of one model; `begin` is the token its decoder starts with, `budget` the positions that there
+    is memory for."""
+
+    def __init__(self, slots: SlotModel, chooser: Chooser, begin: int, budget: int, tokens_per_batch: int) -> None:
+        self._slots, self._chooser, self._begin = slots, chooser, begin
+        self._budget, self._tokens_per_batch = budget, tokens_per_batch
+        self.most = self._limit = ROWS[slots.device.type]
+        self.row_steps = self.prefilled = 0  # rows computed one token on, prompt tokens computed: for benchmarks
+        self._worked = False
+        self._jobs: list[Job] = []
+        self._rows: list[Row] = []
+        self._prefix: list[int] = []
+        self._on_batch: OnBatch = lambda rows, tokens, executed, seconds: None
+
+    def run(
+        self, feed: Feed, make: Callable[[Any, Pieces], Job], aborted: Callable[[], bool], on_batch: OnBatch
+    ) -> Iterator[tuple[Any, Completions]]:
+        """(key, completions) of each shard, in the order they get done."""
+        self._jobs, self._rows, self._on_batch = [], [], on_batch
+        while True:
+            if aborted():
+                raise Aborted
+            if not any(job.pending for job in self._jobs):
+                work = feed.take(wait=not self._jobs)
+                if work is not None:
+                    self._jobs.append(make(*work))
+            with torch.inference_mode():
+                self._work()
+            for job in [job for job in self._jobs if not job.left]:
+                self._jobs.remove(job)
+                yield job.key, job.result()
+            if not self._jobs and feed.ended:
+                return
+
+    # --- one turn: let rows enter, compute a step, let rows leave
+
+    def _work(self) -> None:
+        entering = self._entering()
+        try:
+            if entering:
+                self._enter(entering)
+            elif self._rows:
+                entering = self._rows
+                self._step()
+            self._worked = True
+        except Exception as error:  # noqa: BLE001 - whatever a model raises, it is about these documents
+            self._fail(error, entering)
+        self._leave()
+
+    def _entering(self) -> list[Row]:
+        """The rows that enter now: none while few places are free, or while there is no memory for one more."""
+        room = self._limit - len(self._rows)
+        job = next((job for job in self._jobs if job.pending), None)
+        if job is None or (self._rows and room < max(1, FREE * self._limit)):
+            return []
+        rows: list[Row] = []
+        tokens, need = 0, max((row.need + row.source for row in self._rows), default=0)
+        while job.pending and len(rows) < room:
+            row = self._row(job, job.pending[-1])
+            need = max(need, row.need + row.source)
+            size = max(len(row.prompt), row.source)
+            if (rows or self._rows) and (
+                (len(self._rows) + len(rows) + 1) * need > self._budget
+                or (rows and tokens + size > self._tokens_per_batch)
+            ):
+                break
+            job.pending.pop()
+            rows.append(row)
+            tokens += size
+        return rows
+
+    def _row(self, job: Job, piece: int) -> Row:
+        ids, limit = job.prompt(piece), int(job.limits[piece])
+        seed = 0 if job.pieces.seed is None else int(job.pieces.seed[piece])
+        if not self._slots.seq2seq:
+            return Row(job, piece, ids, limit, self._chooser.row(ids, None, limit, seed))
+        choice = self._chooser.row([self._begin], ids, limit, seed)
+        return Row(job, piece, [self._begin], limit, choice, source=len(ids))
+
+    def _enter(self, rows: list[Row]) -> None:
+        slots, base, began = self._slots, len(self._rows), perf_counter()
+        job = rows[0].job
+        past = self._shared(job)
+        slots.reserve(base + len(rows), max(len(row.prompt) for row in rows), max(row.source for row in rows))
+        if past:
+            slots.put_prefix(list(range(base, base + len(rows))))
+        states, sources = self._encoded(rows)
+        spans: list[Span] = []
+        ids: list[int] = []
+        for i, row in enumerate(rows):
+            spans.append(Span(base + i, len(ids), len(ids) + len(row.prompt) - past, past, sources[i]))
+            ids += row.prompt[past:]
+            row.length = len(row.prompt)
+        logits = slots.prefill(torch.tensor(ids, device=slots.device), spans, states)
+        self.prefilled += len(ids)
+        self._rows += rows
+        self._take(logits, rows, len(ids) + sum(row.source for row in rows), began)
+
+    def _shared(self, job: Job) -> int:
+        """Length of what the job's prompts begin with, which is then in the slots' prefix."""
+        if job.prefix and job.prefix != self._prefix:
+            slots, slot, length = self._slots, len(self._rows), len(job.prefix)
+            slots.reserve(slot + 1, length)
+            slots.prefill(torch.tensor(job.prefix, device=slots.device), [Span(slot, 0, length)])
+            slots.keep_prefix(slot, length)
+            self._prefix = job.prefix
+            self.prefilled += length
+            job.tokens += length
+        return len(job.prefix)
+
+    def _encoded(self, rows: list[Row]) -> tuple[Any, list[tuple[int, int]]]:
+        """(packed encoder states, each row's part of them); nothing for decoder-only models."""
+        slots = self._slots
+        if not slots.seq2seq:
+            return None, [(0, 0)] * len(rows)
+        ids = [token for row in rows for token in row.job.prompt(row.piece)]
+        ends = np.cumsum([row.source for row in rows]).tolist()
+        parts = list(zip([0, *ends[:-1]], ends, strict=True))
+        states = slots.encode(torch.tensor(ids, device=slots.device), [Span(0, a, b) for a, b in parts])
+        return states, parts
+
+    def _step(self) -> None:
+        slots, rows, began = self._slots, self._rows, perf_counter()
+        longest = max(row.length for row in rows) + 1
+        slots.reserve(len(rows), longest)
+        ids = torch.tensor([row.new[-1] for row in rows], device=slots.device)
+        positions = torch.tensor([row.length for row in rows], device=slots.device)
+        sources = torch.tensor([row.source for row in rows], device=slots.device) if slots.seq2seq else None
+        logits = slots.decode(ids, positions, longest, sources)
+        for row in rows:
+            row.length += 1
+        self.row_steps += len(rows)
+        self._take(logits, rows, len(rows), began)
+
+    def _take(self, logits: torch.Tensor, rows: list[Row], tokens: int, began: float) -> None:
+        """Choose each row's next token, and finish the rows that are done."""
+        chosen, logprobs = self._chooser.choose(logits, [row.choice for row in rows])
+        finished = 0
+        for i, (row, token) in enumerate(zip(rows, chosen, strict=True)):
+            if token in self._chooser.eos:
+                finished += self._finish(row, "stop")
+                continue
+            row.new.append(token)
+            if logprobs is not None:
+                row.logprobs.append(logprobs[i])
+            if self._chooser.stopped(row.new):
+                finished += self._finish(row, "stop")
+            elif len(row.new) >= row.max_new:
+                finished += self._finish(row, "length")
+        seconds = perf_counter() - began
+        jobs = Counter(id(row.job) for row in rows)
+        for job in self._jobs:
+            share = jobs[id(job)] / len(rows)
+            job.seconds += seconds * share
+            job.tokens += round(tokens * share)
+        self._on_batch(finished, tokens, tokens, seconds)
+
+    @staticmethod
+    def _finish(row: Row, reason: str) -> int:
+        row.job.answer(row.piece, row.new, reason, row.logprobs)
+        row.max_new = 0
+        return 1 + len(row.job.twins.get(row.piece, ()))
+
+    def _leave(self) -> None:
+        """Give the slots of finished rows to the last ones."""
+        rows, i = self._rows, 0
+        while i < len(rows):
+            if rows[i].max_new:
+                i += 1
+                continue
+            last = rows.pop()
+            if i < len(rows):
+                self._slots.move(len(rows), i, last.length, last.source)
+                rows[i] = last
+
+    def _fail(self, error: Exception, rows: list[Row]) -> None:
+        """Give up a row that is alone; otherwise begin those that were at work again, half as many at a time."""
+        if isinstance(error, Aborted | BackendError):
+            raise error
+        memory = is_out_of_memory(error)
+        if memory and self._slots.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not memory and not device_works(self._slots.device):
+            raise WorkerLostError(
+                f"{self._slots.device} does nothing any more: {error}", "the same command goes on"
+            ) from error
+        together = [*self._rows, *(row for row in rows if row not in self._rows)] if rows else []
+        if len(together) == 1:
+            row = together[0]
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            row.job.fail(row.piece, "device_oom" if memory else "forward_error", message)
+            self._rows = []
+            if not memory:
+                self._limit = self.most
+            if not self._worked and sum(len(job.failures) for job in self._jobs) >= HOPELESS:
+                raise BackendError(f"the model fails on every document: {message}") from error
+            return
+        self._limit = max(len(together) // 2, 1)
+        if memory:
+            self.most = self._limit
+        for row in reversed(together):
+            row.job.pending.append(row.piece)
+        self._rows = []
