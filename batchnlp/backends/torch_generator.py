@@ -106,7 +106,7 @@ def kv_tokens(model: Any, device: torch.device) -> int:
     size = _first(config, "head_dim", "d_kv") or _first(config, "hidden_size") // _first(config, "num_attention_heads")
     layers = _first(config, "decoder_layers", "num_decoder_layers", "num_hidden_layers")
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    return int(free * MEMORY) // (2 * layers * heads * size * model.dtype.itemsize)
+    return int(free * MEMORY) // int(2 * layers * heads * size * model.dtype.itemsize)
 
 
 def _first(config: Any, *names: str) -> int:

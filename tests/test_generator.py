@@ -1,0 +1,218 @@
+"""Generation: the same answers as transformers' generate on each prompt alone, whoever shares the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_models as small
+import torch
+
+from batchnlp.backends.in_flight import InFlight
+from batchnlp.backends.static import StaticBatches
+from batchnlp.backends.torch_generator import TorchGenerator
+from batchnlp.backends.torch_model import Aborted
+from batchnlp.errors import BackendError
+from batchnlp.types import Completions, Decoding, Pieces, Resolved
+
+CPU = Resolved("cpu", "float32", "torch", 256, "")
+STATIC = {"gemma2", "bloom"}
+
+
+def generator(model: Any, path: Path, rows: int = 6, **decoding: Any) -> TorchGenerator:
+    made = TorchGenerator(small.save(model, path), CPU, "completions", 1, Decoding(**decoding))
+    if isinstance(made.engine, InFlight):
+        made.engine.most = made.engine._limit = rows
+    return made
+
+
+def answers(raw: Completions) -> list[list[int]]:
+    return [raw.ids[a:b].tolist() for a, b in zip(raw.starts, raw.starts[1:], strict=False)]
+
+
+class Feed:
+    """Shards as a worker hands them over."""
+
+    def __init__(self, *shards: Pieces) -> None:
+        self.shards, self.taken = list(enumerate(shards)), 0
+
+    @property
+    def ended(self) -> bool:
+        return not self.shards
+
+    def take(self, *, wait: bool) -> Any:
+        self.taken += bool(self.shards)
+        return self.shards.pop(0) if self.shards else None
+
+
+@pytest.mark.parametrize("name", small.MODELS)
+def test_greedy_answers_are_those_of_generate_on_each_prompt_alone(name: str, tmp_path: Path) -> None:
+    model = small.make(name)
+    prompts = small.prompts(24, head=20)
+    most = np.random.RandomState(1).randint(1, 30, 24).astype(np.int32)
+    made = generator(model, tmp_path)
+    assert isinstance(made.engine, StaticBatches if name in STATIC else InFlight), made.note
+    assert bool(made.note) == (name in STATIC), "what is slower than it could be is told"
+    raw = made.forward(small.pieces(prompts, max_new=most))
+    want = [small.alone(model, prompt, int(n)) for prompt, n in zip(prompts, most, strict=True)]
+    assert answers(raw) == want
+    assert list(raw.finish) == ["length" if len(a) == n else "stop" for a, n in zip(want, most, strict=True)]
+
+
+@pytest.mark.parametrize("name", ["llama", "bart", "gemma2"])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_models_generation_config_is_obeyed(name: str, beams: int, tmp_path: Path) -> None:
+    model = small.make(name, repetition_penalty=1.3, no_repeat_ngram_size=3, min_length=5, num_beams=beams)
+    prompts = small.prompts(10)
+    raw = generator(model, tmp_path, max_new_tokens=20).forward(small.pieces(prompts))
+    assert answers(raw) == [small.alone(model, prompt, 20) for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "bloom"])
+def test_a_sampled_answer_does_not_depend_on_who_shares_the_batch(name: str, tmp_path: Path) -> None:
+    model, prompts = small.make(name), small.prompts(12)
+    seeds = np.arange(12) * 7
+    found = []
+    for i, (rows, order) in enumerate([(6, 1), (2, -1)]):
+        made = generator(model, tmp_path / str(i), rows, sample=True, temperature=0.9, top_p=0.9, max_new_tokens=12)
+        raw = made.forward(small.pieces(prompts[::order], seed=seeds[::order].copy()))
+        found.append(answers(raw)[::order])
+    assert found[0] == found[1]
+    other = made.forward(small.pieces(prompts, seed=seeds + 1))
+    assert answers(other) != found[0]
+
+
+def test_draws_follow_the_distribution(tmp_path: Path) -> None:
+    model = small.make("llama")
+    made = generator(model, tmp_path, 64, sample=True, top_k=4, max_new_tokens=1)
+    prompt = small.prompts(1)[0]
+    raw = made.forward(small.pieces([prompt] * 2000, seed=np.arange(2000)))
+    with torch.no_grad():
+        logits, tokens = model(torch.tensor([prompt])).logits[0, -1].topk(4)
+    share = [sum(answer == [token] for answer in answers(raw)) / 2000 for token in tokens.tolist()]
+    np.testing.assert_allclose(share, torch.softmax(logits, 0).numpy(), atol=0.05)
+
+
+def test_the_batch_rolls_on_over_the_borders_of_shards(tmp_path: Path) -> None:
+    model = small.make("llama", eos_token_id=None)
+    made, prompts = generator(model, tmp_path, 4, max_new_tokens=10), small.prompts(10)
+    most = np.array([10, 1, 1, 1, 1], np.int32)
+    shards = [small.pieces(prompts[i : i + 5], max_new=most) for i in (0, 5)]
+    feed, order = Feed(*shards), {}
+    taken_at: list[int] = []
+    made.on_batch = lambda *_: taken_at.append(feed.taken)
+    for key, raw in made.run(feed):
+        order[key] = answers(raw)
+        if key == 0:
+            assert feed.taken == 2, "the second shard has begun before the first is done"
+    assert order == {
+        i: [small.alone(model, p, int(n)) for p, n in zip(prompts[5 * i :], most, strict=False)] for i in (0, 1)
+    }
+
+
+def test_no_step_is_wasted_and_shared_beginnings_are_computed_once(tmp_path: Path) -> None:
+    model = small.make("llama", eos_token_id=None)
+    prompts = small.prompts(20, head=40)
+    prompts[3] = prompts[8]
+    most = np.random.RandomState(2).randint(1, 30, 20).astype(np.int32)
+    most[3] = most[8]
+    made = generator(model, tmp_path)
+    made.forward(small.pieces(prompts, max_new=most))
+    assert isinstance(made.engine, InFlight)
+    alike = [i for i in range(20) if i != 3]
+    assert made.engine.row_steps == sum(int(most[i]) - 1 for i in alike), "each step makes a token that is asked for"
+    assert made.engine.prefilled == 40 + sum(len(prompts[i]) - 40 for i in alike)
+
+
+def test_log_probabilities_are_the_models(tmp_path: Path) -> None:
+    model, prompts = small.make("gpt2"), small.prompts(5)
+    raw = generator(model, tmp_path, max_new_tokens=6, logprobs=True).forward(small.pieces(prompts))
+    assert raw.values.shape == (len(raw.ids), 1)
+    for i, new in enumerate(answers(raw)):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompts[i] + new])).logits[0, len(prompts[i]) - 1 : -1]
+        want = torch.log_softmax(logits, -1)[range(len(new)), new]
+        np.testing.assert_allclose(raw.values[raw.starts[i] : raw.starts[i + 1], 0], want, atol=1e-4)
+
+
+def test_a_prompt_without_room_for_an_answer_is_a_failure_of_its_own(tmp_path: Path) -> None:
+    model = small.make("llama")
+    prompts = [*small.prompts(3), list(range(8, 8 + 130)), list(range(8, 8 + 120))]
+    raw = generator(model, tmp_path, max_new_tokens=20).forward(small.pieces(prompts))
+    assert [(f.doc, f.code) for f in raw.failures] == [(3, "too_long")]
+    assert answers(raw)[4] == small.alone(model, prompts[4], 8), "an answer ends where the positions do"
+
+
+def broken(made: TorchGenerator, fault: Callable[[list[int]], Exception | None]) -> None:
+    """Raise what `fault` returns for the pieces that a call of the model is about."""
+    engine = made.engine
+    assert isinstance(engine, InFlight)
+    enter, step = engine._enter, engine._step
+
+    def faulty(rows: list[Any]) -> None:
+        if error := fault([row.piece for row in rows]):
+            raise error
+
+    def entering(rows: list[Any]) -> None:
+        faulty(rows)
+        enter(rows)
+
+    def stepping() -> None:
+        faulty(engine._rows)
+        step()
+
+    engine._enter, engine._step = entering, stepping  # type: ignore[method-assign]
+
+
+def test_a_prompt_that_breaks_the_model_is_the_only_dead_letter(tmp_path: Path) -> None:
+    model, prompts = small.make("llama"), small.prompts(16)
+    made = generator(model, tmp_path, max_new_tokens=8)
+    made.engine._worked = True  # type: ignore[union-attr]
+    broken(made, lambda pieces: ValueError("bad luck") if 11 in pieces else None)
+    raw = made.forward(small.pieces(prompts))
+    assert [(f.doc, f.code, f.message) for f in raw.failures] == [(11, "forward_error", "ValueError: bad luck")]
+    want = [small.alone(model, prompt, 8) for prompt in prompts]
+    want[11] = []
+    assert answers(raw) == want
+
+
+def test_out_of_memory_halves_the_rows_and_is_remembered(tmp_path: Path) -> None:
+    model, prompts = small.make("bart"), small.prompts(16)
+    made = generator(model, tmp_path, 12, max_new_tokens=8)
+    met: list[int] = []
+
+    def memory(pieces: list[int]) -> Exception | None:
+        met.append(len(pieces))
+        return torch.OutOfMemoryError("no memory") if len(pieces) > 4 else None
+
+    broken(made, memory)
+    raw = made.forward(small.pieces(prompts))
+    assert not raw.failures
+    assert answers(raw) == [small.alone(model, prompt, 8) for prompt in prompts]
+    assert sum(n > 4 for n in met) <= 2, "what did not fit is not tried again"
+
+
+def test_a_model_that_fails_on_everything_ends_the_run(tmp_path: Path) -> None:
+    made = generator(small.make("llama"), tmp_path)
+    broken(made, lambda pieces: ValueError("no way"))
+    with pytest.raises(BackendError, match="every document"):
+        made.forward(small.pieces(small.prompts(16)))
+
+
+def test_an_abort_ends_between_two_steps(tmp_path: Path) -> None:
+    made = generator(small.make("llama"), tmp_path)
+    steps: list[int] = []
+    made.on_batch = lambda *_: steps.append(1)
+    made.aborted = lambda: len(steps) >= 3
+    with pytest.raises(Aborted):
+        made.forward(small.pieces(small.prompts(16)))
+    assert len(steps) == 3
+
+
+def test_an_empty_shard_has_an_empty_answer(tmp_path: Path) -> None:
+    for name in ("llama", "gemma2"):
+        raw = generator(small.make(name), tmp_path / name).forward(small.pieces([]))
+        assert (len(raw.ids), raw.starts.tolist(), raw.finish) == (0, [0], ())
