@@ -12,6 +12,10 @@ TASKS = {
     "classify": "batchnlp.tasks.classify:Classify",
     "zero-shot": "batchnlp.tasks.zero_shot:make",
     "embed": "batchnlp.tasks.embed:Embed",
+    "summarize": "batchnlp.tasks.summarize:Summarize",
+    "translate": "batchnlp.tasks.translate:Translate",
+    "generate": "batchnlp.tasks.generate:Generate",
+    "chat": "batchnlp.tasks.chat:Chat",
 }
 ENCODER, GENERATOR = "batchnlp.backends.torch_encoder:TorchEncoder", "batchnlp.backends.torch_generator:TorchGenerator"
 BACKENDS = {  # by the kind of raw answer

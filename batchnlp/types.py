@@ -8,6 +8,7 @@ This file imports numpy and pyarrow and nothing of batchnlp.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -33,6 +34,7 @@ class SourceConfig:
     id: str | None = None  # the column with their identities; without one `<file>#<row>`
     keep: tuple[str, ...] = ()  # columns carried into the results
     columns: tuple[str, ...] = ()  # columns that the task reads beside the text
+    turns: bool = False  # whether the text column may hold conversations, list<struct<role, content>>
     filter: tuple[tuple[str, str, Any], ...] = ()  # (column, operator, value), all of which must hold
     format: str | None = None  # parquet, jsonl, csv, arrow, text; by file name without it
     unit: Literal["line", "file"] = "line"  # what a document is in a plain text file
@@ -101,7 +103,7 @@ class Docs:
     """
 
     ids: pa.Array  # the id column in its own type, or generated strings
-    text: pa.Array  # large_string, null where there is no text
+    text: pa.Array  # large_string, null where there is no text; for chat perhaps list<struct<role, content>>
     keep: pa.Table  # the kept columns
     columns: pa.Table  # what the task reads beside the text (questions, messages, what a template names)
     file: Int32  # index into the source's files
@@ -110,6 +112,11 @@ class Docs:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def text_at(self, doc: int) -> str | None:
+        """The text of a document; of a conversation its JSON."""
+        value = self.text[doc].as_py()
+        return value if value is None or isinstance(value, str) else json.dumps(value)
 
     @classmethod
     def of(cls, texts: pa.Array, columns: pa.Table | None = None) -> Docs:

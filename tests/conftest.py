@@ -80,6 +80,57 @@ def run(tmp_path: Path) -> Any:
     return Run(tmp_path / "out")
 
 
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing without the engine: `model.generate`, one piece at a time."""
+    from batchnlp import registry
+
+    monkeypatch.setitem(registry.BACKENDS["torch"], "completions", "plain_generator:PlainGenerator")
+
+
+@pytest.fixture(scope="session", params=["gpt2", "llama", "bart", "t5", "coded"])
+def writer(request: pytest.FixtureRequest, models: Path) -> str:
+    """Each of the tiny models that write."""
+    return _writer(request.param, models)
+
+
+def _writer(name: str, models: Path) -> str:
+    import tiny_writers
+
+    path = models / name
+    return str(path) if path.is_dir() else str(getattr(tiny_writers, f"save_{name}")(path))
+
+
+@pytest.fixture(scope="session")
+def gpt2(models: Path) -> str:
+    """Decoder-only, learned positions, no special tokens."""
+    return _writer("gpt2", models)
+
+
+@pytest.fixture(scope="session")
+def llama(models: Path) -> str:
+    """Decoder-only with a first token and a chat template."""
+    return _writer("llama", models)
+
+
+@pytest.fixture(scope="session")
+def bart(models: Path) -> str:
+    """Encoder-decoder."""
+    return _writer("bart", models)
+
+
+@pytest.fixture(scope="session")
+def t5(models: Path) -> str:
+    """Encoder-decoder with relative positions and task prefixes."""
+    return _writer("t5", models)
+
+
+@pytest.fixture(scope="session")
+def coded(models: Path) -> str:
+    """Encoder-decoder with language codes."""
+    return _writer("coded", models)
+
+
 Corpus = Callable[..., Path]
 
 

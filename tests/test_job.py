@@ -150,7 +150,7 @@ def test_set_does_not_change_what_was_given() -> None:
         ({"limits__max_failed": "many"}, "the job: limits.max_failed is a count (100) or a share (0.1%)"),
         ({"engine__replicas": 0}, "the job: engine.replicas: "),
         ({"output__partition_by": "lang"}, "the job: output.partition_by names 'lang', which source.keep does not"),
-        ({"task__kind": "classify"}, "the job: task.labels and task.template belong to zero-shot, not to classify"),
+        ({"task__kind": "classify"}, "the job: task.labels belongs to zero-shot, not to classify"),
         ({"task__labels": [True, False]}, "the job: task.labels: True is not text; put it in quotes"),
         ({"task__labels": {"yes": None}}, "the job: task.labels: None is not text; put it in quotes"),
         ({"task__labels": ["a", "b", "a"]}, "the job: task.labels: 'a' is there twice; name each label once"),

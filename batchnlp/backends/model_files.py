@@ -20,9 +20,19 @@ from batchnlp.types import ModelFiles, nearest
 
 PACKAGE = "package:"
 PIN = "sha256:"  # a revision of this form pins the weights of a directory or package
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*/config.json", "*/model.safetensors"]
+HUB_PATTERNS = [
+    "*.json",
+    "*.safetensors",
+    "*.txt",
+    "*.model",
+    "*.spm",
+    "*.jinja",
+    "*/config.json",
+    "*/model.safetensors",
+]
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json",
                    "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"]  # fmt: skip
+WRITING_FILES = ["chat_template.jinja", "generation_config.json", "source.spm", "target.spm"]  # they too change answers
 NO_LIMIT = 1 << 20  # tokenizers without a limit say 1e30
 # Relative positions: the config's number is no limit.
 LIMITLESS_POSITIONS = {"t5", "mt5", "umt5", "deberta-v2", "xlnet"}
@@ -53,7 +63,7 @@ def resolve_model(name: str, revision: str | None, max_length: int | None = None
         path=str(path),
         revision=found,
         weights=_hash_all(weights + sorted(path.glob("*/model.safetensors"))),
-        tokenizer=_hash_all([path / file for file in TOKENIZER_FILES if (path / file).is_file()]),
+        tokenizer=_hash_all([path / file for file in TOKENIZER_FILES + WRITING_FILES if (path / file).is_file()]),
         config=config,
         max_length=_max_length(name, path, config, limit, max_length),
         modules=modules,

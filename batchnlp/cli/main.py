@@ -107,7 +107,7 @@ def _one_off(kind: str, summary: str) -> None:
     @click.option("--text-column", help="The column with the documents; 'text' without it.")
     @click.option("--id-column", help="The column with their ids; <file>#<row> without it.")
     @click.option("--keep", help="Columns carried into the results, separated by commas.")
-    @_labels_option(kind)
+    @_own_options(kind)
     @mode_option
     @set_option
     @json_option
@@ -117,15 +117,37 @@ def _one_off(kind: str, summary: str) -> None:
         sys.exit(one_off(kind, inputs, flags, as_json))
 
 
-def _labels_option(kind: str) -> Callable[[Command], Command]:
-    if kind != "zero-shot":
-        return lambda command: command
-    return click.option("--labels", required=True, help="The labels to choose from, separated by commas.")
+_LABELS = click.option("--labels", required=True, help="The labels to choose from, separated by commas.")
+_PROMPT = click.option("--prompt", help="A jinja2 template; {{ text }} is the document, other names are columns.")
+_MAX_NEW = click.option("--max-new-tokens", type=int, help="Tokens an answer may have; 256 without it.")
+_SYSTEM = click.option("--system", help="The system prompt.")
+_SOURCE = click.option("--source-language", help="The documents' language, as the model names it.")
+_TARGET = click.option("--target-language", help="The language to translate into.")
+_OWN: dict[str, tuple[Callable[[Command], Command], ...]] = {
+    "zero-shot": (_LABELS,),
+    "summarize": (_PROMPT, _MAX_NEW),
+    "translate": (_SOURCE, _TARGET, _MAX_NEW),
+    "generate": (_PROMPT, _MAX_NEW),
+    "chat": (_PROMPT, _SYSTEM, _MAX_NEW),
+}
+
+
+def _own_options(kind: str) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(_OWN.get(kind, ())):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 _one_off("classify", "Give each document a label of a fine-tuned classifier.")
 _one_off("zero-shot", "Give each document one of your own labels, without training.")
 _one_off("embed", "Give each document a vector.")
+_one_off("summarize", "Write a summary of each document.")
+_one_off("translate", "Translate each document.")
+_one_off("generate", "Let a language model go on from each document, or from a prompt made of it.")
+_one_off("chat", "Let a chat model answer each document or conversation.")
 
 
 @main.command()

@@ -62,7 +62,7 @@ def dead_table(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFil
     ids = docs.ids.cast(pa.string())
     rows = []
     for doc in sorted(first):
-        f, text = first[doc], docs.text[doc].as_py()
+        f, text = first[doc], docs.text_at(doc)
         rows.append({
             "id": ids[doc].as_py(), "file": files[docs.file[doc]].name, "row": int(docs.row[doc]),
             "line": f.line if f.line > 0 else None, "stage": f.stage, "code": f.code, "message": f.message[:500],

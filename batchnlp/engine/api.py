@@ -11,6 +11,7 @@ import pyarrow as pa
 from batchnlp import registry
 from batchnlp.backends import device as devices
 from batchnlp.backends.model_files import resolve_model
+from batchnlp.data.sources.columns import TURNS, is_turns
 from batchnlp.engine.driver import Listener, RunResult, run_job
 from batchnlp.errors import SourceError
 from batchnlp.job.load import build_spec, load_spec
@@ -42,14 +43,13 @@ def apply(
     A text without a result has nulls and the reason in the column `error`. A table keeps its columns. `task` takes the
     keys of the spec's task section (`labels`, `on_long`, ...), `engine` those of the engine section.
     """
-    texts, failures = _texts(data, text_column)
-    result = data if isinstance(data, pa.Table) else pa.table({"text": texts})
+    texts, failures = _texts(data, text_column, kind == "chat")
     sections = {"task": {"kind": kind, "model": model, **task}, "engine": {"runner": "inline", **(engine or {})}}
     flags = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
     spec = build_spec({"source": {"path": "memory"}, "output": {"path": "memory"}}, flags=flags)
     files = resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
     worker: Task = registry.load(registry.TASKS, kind)(files, spec.task)
-    _refuse_doubles(result, worker)
+    result = _beside(texts, data if isinstance(data, pa.Table) else None, worker)
     hardware = devices.probe_hardware()
     resolved = devices.resolve(spec.engine, files, hardware)
     factory = registry.backend(resolved.backend, worker.needs)
@@ -68,25 +68,36 @@ def apply(
     return result.append_column("error", pa.array(errors, pa.string()))
 
 
-def _refuse_doubles(table: pa.Table, task: Task) -> None:
-    names = {"error", *(field.name for field in (*task.fields, *COUNT_FIELDS))}
-    if double := [name for name in table.column_names if name in names]:
+def _beside(texts: pa.Array, table: pa.Table | None, task: Task) -> pa.Table:
+    """What the results are put beside, with all the columns that the task reads and none of those it writes."""
+    written = ["error", *(field.name for field in (*task.fields, *COUNT_FIELDS))]
+    beside = table if table is not None else pa.table({"document" if "text" in written else "text": texts})
+    for name in task.columns:
+        _check_column(name, beside.column_names)
+    if double := [name for name in written if name in beside.column_names]:
         raise SourceError(f"the table's column {double[0]!r} has the name of a result column", "rename it")
+    return beside
 
 
-def _texts(data: Any, column: str) -> tuple[pa.Array, list[Failure]]:
+def _check_column(name: str, there: Sequence[str]) -> None:
+    if name not in there:
+        near = nearest(name, there)
+        hint = f"did you mean {near}?" if near else f"there are: {', '.join(there)}"
+        raise SourceError(f"the table has no column {name!r}", hint)
+
+
+def _texts(data: Any, column: str, turns: bool) -> tuple[pa.Array, list[Failure]]:
     if isinstance(data, pa.Table):
-        if column not in data.column_names:
-            near = nearest(column, data.column_names)
-            hint = f"did you mean {near}?" if near else f"there are: {', '.join(data.column_names)}"
-            raise SourceError(f"the table has no column {column!r}", hint)
+        _check_column(column, data.column_names)
         data = data[column]
     if isinstance(data, pa.Array | pa.ChunkedArray):
-        data = data.cast(pa.large_string())
+        data = data if turns and is_turns(data.type) else data.cast(pa.large_string())
         return (data.combine_chunks() if isinstance(data, pa.ChunkedArray) else data), []
     if isinstance(data, str):
         raise SourceError("texts is one string", "pass a list of texts")
     values, failures = list(data), []
+    if turns and any(isinstance(value, list) for value in values):
+        return pa.array(values, TURNS), []
     for i, value in enumerate(values):
         problem = _problem(value)
         if problem:

@@ -107,7 +107,8 @@ class Survey:
         self.rows += len(docs)
         self.n_tokens.append(encoded.counts.n_tokens)
         self.lengths.append(encoded.pieces.lengths)
-        self.texts.update(blake2b((text or "").encode(), digest_size=8).digest() for text in docs.text.to_pylist())
+        texts = map(docs.text_at, range(len(docs)))
+        self.texts.update(blake2b((text or "").encode(), digest_size=8).digest() for text in texts)
         codes = {failure.doc: failure.code for failure in reversed([*docs.failures, *encoded.failures])}
         self.dead.update(codes.values())
         counts = encoded.counts
@@ -183,4 +184,6 @@ def take(pieces: Pieces, index: Any) -> Pieces:
         pieces.ids[where], offsets(pieces.lengths[index]), pieces.doc[index], pieces.weight[index],
         None if pieces.type_ids is None else pieces.type_ids[where],
         None if pieces.role is None else pieces.role[index],
+        max_new=None if pieces.max_new is None else pieces.max_new[index],
+        seed=None if pieces.seed is None else pieces.seed[index],
     )  # fmt: skip

@@ -57,7 +57,7 @@ def prepare(spec: JobSpec) -> Prepared:
     model = resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
     task: Task = registry.load(registry.TASKS, spec.task.kind)(model, spec.task)
     _check_backend(spec, task)
-    source = Source.open(spec.source.config(task.columns), spec.output.path)
+    source = Source.open(spec.source.config(task.columns, task.turns), spec.output.path)
     facts = fingerprint_facts(spec, model, source.files)
     print_ = fingerprint(facts)
     schema = result_schema(spec, source, task).with_metadata({

@@ -132,7 +132,9 @@ class Worker:
         self._files = setup.plan.files
         spec = setup.spec
         self._task = task = registry.load(registry.TASKS, spec.task.kind)(setup.model, spec.task)
-        self._source = Source(spec.source.config(task.columns), setup.plan.files, setup.source_schema, setup.spool)
+        self._source = Source(
+            spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
+        )
         backend = registry.backend(setup.resolved.backend, task.needs)
         self._backend = backend(setup.model, setup.resolved, task.needs, setup.threads, task.decoding)
         self._task.prepare(self._backend.forward)

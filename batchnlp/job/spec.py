@@ -6,6 +6,7 @@ the program can know by itself is `auto`; what it made of that is written into t
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -42,6 +43,22 @@ def _as_labels(value: Any) -> Any:
     return {str(name): str(text) for name, text in pairs}
 
 
+def _as_texts(value: Any) -> Any:
+    """One string or a list of them; commas and white space count."""
+    return [value] if isinstance(value, str) else value
+
+
+def _as_schema(value: Any) -> Any:
+    """A mapping, or the path of a JSON file with one: read here, so that the job's identity follows its content."""
+    if not isinstance(value, str):
+        return value
+    try:
+        with open(os.path.expanduser(value), encoding="utf-8") as handle:
+            return json.load(handle)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"task.json_schema: {value} cannot be read as JSON: {error}") from None
+
+
 Names = Annotated[list[str], BeforeValidator(_as_list)]
 Paths = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
 
@@ -67,25 +84,48 @@ class SourceSpec(Section):
     split: str | None = Field(None, description="The split of a data set that has several; train without it.")
     rows_per_shard: int | None = Field(None, ge=1, description="Shard size by hand; chosen by size without it.")
 
-    def config(self, columns: tuple[str, ...] = ()) -> SourceConfig:
-        """The part of this section that readers need, with the `columns` that the task asks for."""
+    def config(self, columns: tuple[str, ...] = (), turns: bool = False) -> SourceConfig:
+        """The part of this section that readers need, with the `columns` that the task asks for, and whether it takes
+        conversations."""
         return SourceConfig(
             paths=tuple(self.path), text=self.text, id=self.id, keep=tuple(self.keep), columns=columns,
-            filter=tuple(self.filter),
+            turns=turns, filter=tuple(self.filter),
             format=self.format, unit=self.unit, split=self.split,
         )  # fmt: skip
+
+
+ANSWERS = ("summarize", "translate", "generate", "chat")
+BELONGS: dict[str, tuple[str, ...]] = {  # key of the task section → the tasks that know it; all others are for all
+    "labels": ("zero-shot",),
+    "template": ("zero-shot",),
+    "multi_label": ("classify", "zero-shot"),
+    "threshold": ("classify", "zero-shot"),
+    "scores": ("classify", "zero-shot"),
+    "normalize": ("embed", "zero-shot"),
+    "system": ("chat",),
+    "source_language": ("translate",),
+    "target_language": ("translate",),
+    "n": ("generate", "chat"),
+    "json_schema": ("generate", "chat"),
+    "prompt": ("classify", "zero-shot", "embed", "summarize", "generate", "chat"),
+} | dict.fromkeys(
+    ("max_new_tokens", "min_new_tokens", "sample", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams",
+     "stop", "seed", "logprobs"), ANSWERS,
+)  # fmt: skip
 
 
 class TaskSpec(Section):
     """What the model is to do with each document."""
 
-    kind: Literal["classify", "zero-shot", "embed"] = Field(description="The task.")
+    kind: Literal["classify", "zero-shot", "embed", "summarize", "translate", "generate", "chat"] = Field(
+        description="The task."
+    )
     model: str = Field(description="A hub name, a directory, or package:NAME for a model shipped as a Python package.")
     revision: str | None = Field(
         None, description="The hub revision, a commit at best; or sha256:HEX of the weights of a directory or package."
     )
-    on_long: OnLong = Field(
-        "window", description="A document over the model's limit: cut into windows, truncate, or fail (dead letter)."
+    on_long: OnLong | None = Field(
+        None, description="A document over the limit: window, truncate, or fail (dead letter); window where it can be."
     )
     max_length: int | None = Field(
         None, ge=4, description="Tokens a sequence may have, special tokens included; read from the model without it."
@@ -102,19 +142,60 @@ class TaskSpec(Section):
     threshold: float = Field(0.5, ge=0, le=1, description="Multi-label: the score from which a label is given.")
     scores: bool = Field(False, description="Write the scores of all labels too.")
     prompt: str | None = Field(
-        None, description="embed: put before every document; the model's default prompt without it."
+        None,
+        description="embed: put before every document; the model's default prompt without it. generate, chat, summarize: "
+        "a jinja2 template, {{ text }} is the document, other names are columns of the source.",
     )
     normalize: bool | None = Field(None, description="embed: unit length; read from the model without it.")
+    system: str | None = Field(None, description="chat: the system prompt, where a row brings none.")
+    source_language: str | None = Field(None, description="translate: the documents' language, as the model names it.")
+    target_language: str | None = Field(None, description="translate: the language to translate into.")
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="Tokens an answer may have; 256, or half of the model's positions, without it."
+    )
+    min_new_tokens: int = Field(0, ge=0, description="Tokens an answer must have.")
+    sample: bool = Field(False, description="Draw tokens at random, seeded for each row; otherwise the likeliest.")
+    temperature: float | None = Field(None, gt=0, description="Sampling: above 1 bolder, below 1 tamer.")
+    top_k: int | None = Field(None, ge=1, description="Sampling: only among the k likeliest tokens.")
+    top_p: float | None = Field(None, gt=0, le=1, description="Sampling: only among the likeliest that make up p.")
+    repetition_penalty: float | None = Field(None, gt=0, description="Above 1 makes repeated tokens less likely.")
+    num_beams: int | None = Field(None, ge=1, description="Beams to search with; as the model says without it.")
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_texts)] = Field(
+        default_factory=list, description="Strings that end an answer, and are cut off it."
+    )
+    n: int = Field(1, ge=1, le=100, description="Answers a document, in the column answers; needs sample.")
+    seed: int = Field(0, description="Sampling: another seed, other answers.")
+    logprobs: bool = Field(False, description="Write the log-probability of every token.")
+    json_schema: Annotated[dict[str, Any] | None, BeforeValidator(_as_schema)] = Field(
+        None, description="generate, chat: a JSON Schema, or a file with one; answers keep to it and become columns."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TaskSpec:
         if self.kind == "zero-shot" and not self.labels:
             raise ValueError("task.labels is needed for zero-shot: the labels to choose from")
-        if self.kind != "zero-shot" and (self.labels or self.template):
-            raise ValueError(f"task.labels and task.template belong to zero-shot, not to {self.kind}")
+        for key, kinds in BELONGS.items():
+            field = type(self).model_fields[key]
+            if self.kind not in kinds and getattr(self, key) != field.get_default(call_default_factory=True):
+                raise ValueError(f"task.{key} belongs to {' and '.join(kinds)}, not to {self.kind}")
         if self.template is not None and "{}" not in self.template:
             raise ValueError("task.template needs a {} where the label goes")
+        if self.kind in ANSWERS:
+            self._check_answers()
         return self
+
+    def _check_answers(self) -> None:
+        if self.on_long == "window" and self.kind in ("generate", "chat"):
+            raise ValueError(f"task.on_long: {self.kind} cannot answer in windows; use truncate or fail")
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError("task.min_new_tokens is more than task.max_new_tokens")
+        idle = [key for key in ("temperature", "top_k", "top_p") if getattr(self, key) is not None]
+        if idle and not self.sample:
+            raise ValueError(f"task.{idle[0]} does nothing without task.sample=true")
+        if self.n > 1 and not self.sample:
+            raise ValueError("task.n: without task.sample=true all answers would be the same")
+        if self.n > 1 and self.json_schema is not None:
+            raise ValueError("task.n and task.json_schema do not go together: one answer becomes the columns of a row")
 
 
 class EngineSpec(Section):

@@ -9,7 +9,7 @@ A task knows nothing of devices and files. It is built once a worker, from the j
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,7 +42,11 @@ class Task(Protocol):
     needs: str  # the kind of Raw that decode takes
     pieces_per_doc: int  # at the least; the planner makes shards smaller by it
     columns: tuple[str, ...]  # of the source, read beside the text
-    decoding: Decoding | None  # how to generate, for tasks that need completions
+    turns: bool  # whether a document may be a conversation
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """How to generate, for tasks that need completions."""
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -57,22 +61,31 @@ class Task(Protocol):
     def again(self, encoded: Encoded, raw: Raw) -> Encoded | None:
         """What to ask the model next, with `earlier` set; None when `decode` can answer (see summarize)."""
 
-    def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
-        """(one array a field, one entry a row of the shard; which rows have a finite answer)."""
+    def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], Verdict]:
+        """(one array a field, one entry a row of the shard; which rows have an answer)."""
+
+
+Verdict = npt.NDArray[np.bool_] | Sequence[Failure]  # which rows have a finite answer, or why some have none
 
 
 def answers(task: Task, encoded: Encoded, raw: Raw, failures: Iterable[Failure] = ()) -> tuple[pa.Table, list[Failure]]:
     """(the task's columns and the counts, one row a document; all failures, those that were known before first)."""
-    columns, finite = task.decode(encoded, raw)
+    columns, verdict = task.decode(encoded, raw)
     found = [*failures, *encoded.failures, *raw.failures]
     failed = {failure.doc for failure in found}
-    broken = [int(doc) for doc in np.flatnonzero(~finite) if doc not in failed]
-    found += [Failure(doc, "decode", "non_finite", "the model answered with NaN or infinity") for doc in broken]
+    found += [failure for failure in _unanswered(verdict) if failure.doc not in failed]
     counts = encoded.counts
     arrays = [*columns, *map(pa.array, (counts.n_tokens, counts.n_tokens_used, counts.n_windows))]
     arrays.append(pa.array(counts.n_tokens_used < counts.n_tokens))
     schema = pa.schema([*task.fields, *COUNT_FIELDS])
     return pa.table(arrays, names=schema.names).cast(schema), found
+
+
+def _unanswered(verdict: Verdict) -> list[Failure]:
+    if not isinstance(verdict, np.ndarray):
+        return list(verdict)
+    message = "the model answered with NaN or infinity"
+    return [Failure(int(doc), "decode", "non_finite", message) for doc in np.flatnonzero(~verdict)]
 
 
 def check_architecture(model: ModelFiles, suffix: str) -> bool:
@@ -85,11 +98,11 @@ class TextTask:
 
     lower_case = False  # whether texts are lowercased first, beside what the tokenizer does by itself
     columns: tuple[str, ...] = ()
-    decoding: Decoding | None = None
+    turns = False
 
     def __init__(self, model: ModelFiles, spec: Any) -> None:
         self.model = model
-        self.on_long: OnLong = spec.on_long
+        self.on_long: OnLong = spec.on_long or "window"
         self.prompt: str = spec.prompt or ""
         self._loaded: Tokenizer | None = None
 
@@ -99,6 +112,11 @@ class TextTask:
         if self._loaded is None:
             self._loaded = Tokenizer.load(self.model.path, lower_case=self.lower_case)
         return self._loaded
+
+    @property
+    def decoding(self) -> Decoding | None:
+        """Nothing is generated."""
+        return None
 
     def prepare(self, forward: Vectorise) -> None:
         """Nothing to prepare."""

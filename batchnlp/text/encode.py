@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,11 @@ class Tokenizer:
             return Fast.from_file(str(file))
         from transformers import AutoTokenizer
 
+        from batchnlp.text.slow import Slow, check_sentencepiece
+
+        check_sentencepiece(path)
         slow = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        if not getattr(slow, "is_fast", False):
-            raise ModelError(f"{path} has no fast tokenizer", "convert it to a tokenizer.json with transformers")
-        return slow.backend_tokenizer
+        return slow.backend_tokenizer if getattr(slow, "is_fast", False) else Slow(slow)
 
     def encode(self, texts: pa.Array) -> Tokens:
         """Token ids of `texts` (large_string, no nulls), special tokens not included."""
@@ -98,6 +99,22 @@ class Tokenizer:
             lengths.append(np.fromiter(map(len, ids), np.int32, len(ids)))
             flat.append(np.fromiter(chain.from_iterable(ids), np.int32, int(lengths[-1].sum())))
         return Tokens(_join(flat), offsets(_join(lengths)))
+
+    def spans(self, text: str) -> Int32:
+        """[tokens, 2] where in the text each token begins and ends; special tokens not included."""
+        found = self.fast.encode(text, add_special_tokens=False).offsets
+        return np.array(found, np.int32).reshape(-1, 2)
+
+    def decode(self, ids: Int32, starts: Int64) -> list[str]:
+        """The texts of runs of token ids, without special tokens."""
+        flat = ids.tolist()
+        runs = [flat[a:b] for a, b in pairwise(starts.tolist())]
+        return list(self.fast.decode_batch(runs, skip_special_tokens=True))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token; None where there is no such token."""
+        found = self.fast.token_to_id(token)
+        return None if found is None else int(found)
 
     def pair(self) -> Frame:
         """The special tokens around and between two texts; ModelError where the tokenizer takes no pairs."""

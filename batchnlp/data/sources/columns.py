@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.types as pt
 
+TURNS = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))  # what a conversation looks like
 MISFIT = (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowNotImplementedError)
 
 
@@ -28,6 +29,14 @@ def is_text(kind: pa.DataType) -> bool:
         return is_text(kind.value_type) and not pt.is_null(kind.value_type)
     strings = (pa.string(), pa.large_string(), pa.string_view())
     return kind in (*strings, pa.binary(), pa.large_binary(), pa.binary_view(), pa.null())
+
+
+def is_turns(kind: pa.DataType) -> bool:
+    """Whether values of this type are conversations: lists of structs with a role and a content."""
+    if not (pt.is_list(kind) or pt.is_large_list(kind)) or not pt.is_struct(kind.value_type):
+        return False
+    turn = kind.value_type
+    return all(turn.get_field_index(name) >= 0 and is_string(turn.field(name).type) for name in ("role", "content"))
 
 
 def is_string(kind: pa.DataType) -> bool:

@@ -57,7 +57,7 @@ class JsonlReader(LineReader):
         columns: list[pa.ChunkedArray] = []
         for field in schema:
             values = [value.get(field.name) if value is not None else None for value, _ in parsed]
-            if field.name == self.config.text:
+            if field.name == self.config.text and not pt.is_nested(field.type):
                 judged = field.name not in filtered
                 problems = [_text_problem(value) for value in values]
                 bad += [Bad(at, *problem, judged) for at, problem in enumerate(problems) if problem]

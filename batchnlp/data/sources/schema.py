@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from batchnlp.data.sources import filters, partitions
-from batchnlp.data.sources.columns import is_string, is_text, plain
+from batchnlp.data.sources.columns import is_string, is_text, is_turns, plain
 from batchnlp.errors import SourceError
 from batchnlp.types import InputFile, SourceConfig, nearest
 
@@ -73,11 +73,12 @@ def _add(
     own = {key: keys[key] for key, _ in file.partitions}
     for name in _columns(config) + _filter_columns(config):
         kind = own.get(name) or _type_in(file, schema, name, own)
-        if name == config.text and not is_text(kind):
+        turns = config.turns and is_turns(kind)
+        if name == config.text and not turns and not is_text(kind):
             raise SourceError(f"{file.name}: the text column {name} is {kind}, not text", "choose another source.text")
         if name == config.id and (pt.is_nested(kind) or _is_binary(plain(kind))):
             raise SourceError(f"{file.name}: the id column {name} is {kind}", "choose numbers or strings as source.id")
-        kind = pa.large_string() if name == config.text else plain(kind)
+        kind = pa.large_string() if name == config.text and not turns else plain(kind)
         before, first = found.get(name, (kind, file))
         merged = _merge(before, kind, name == config.id)
         if merged is None:
@@ -124,7 +125,7 @@ def _merge(one: pa.DataType, two: pa.DataType, identity: bool) -> pa.DataType | 
 
 def _final(config: SourceConfig, name: str, found: dict[str, tuple[pa.DataType, InputFile]]) -> pa.DataType:
     """A column in which no file has a value is made of strings."""
-    if name == config.text:
-        return pa.large_string()
     kind = found[name][0] if name in found else pa.null()
-    return pa.string() if pt.is_null(kind) else kind
+    if pt.is_null(kind):
+        return pa.large_string() if name == config.text else pa.string()
+    return kind

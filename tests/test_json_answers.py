@@ -1,0 +1,80 @@
+"""Schemas become columns, answers become values, and what is neither is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from batchnlp.errors import MissingExtraError, SpecError
+from batchnlp.tasks import json_answers
+from batchnlp.tasks.json_answers import JsonColumns
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "age": {"type": ["integer", "null"]},
+        "weight": {"type": "number"},
+        "ok": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "place": {"type": "object", "properties": {"city": {"type": "string"}, "floor": {"type": "integer"}}},
+        "rest": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+    },
+    "required": ["name"],
+}
+
+
+def test_a_schema_becomes_typed_columns() -> None:
+    columns = JsonColumns(SCHEMA, {"text"})
+    assert [(field.name, field.type) for field in columns.fields] == [
+        ("name", pa.string()), ("age", pa.int64()), ("weight", pa.float64()), ("ok", pa.bool_()),
+        ("tags", pa.list_(pa.string())), ("place", pa.struct([("city", pa.string()), ("floor", pa.int64())])),
+        ("rest", pa.large_string()),
+    ]  # fmt: skip
+
+
+def test_answers_become_values_and_what_is_none_is_bad_json() -> None:
+    columns = JsonColumns(SCHEMA, set())
+    texts = {
+        0: '{"name":"a","age":3,"weight":1,"ok":true,"tags":["x"],"place":{"city":"y"},"rest":5}',
+        1: '{"name":"b"}',
+        3: '{"name":"cut o',
+        4: '{"name":7}',
+        5: "[]",
+        6: '{"name":"c","age":99999999999999999999}',
+        7: '{"name":"\\ud800"}',
+        8: '{"name":"d","weight":NaN}',
+    }
+    arrays, failures = columns.columns(texts, 9)
+    rows = pa.table(arrays, names=[field.name for field in columns.fields]).to_pylist()
+    assert rows[0] == {"name": "a", "age": 3, "weight": 1.0, "ok": True, "tags": ["x"],
+                       "place": {"city": "y", "floor": None}, "rest": "5"}  # fmt: skip
+    assert rows[1]["name"] == "b"
+    assert [failure.doc for failure in failures] == [3, 4, 5, 6, 7, 8]
+    assert {(failure.stage, failure.code) for failure in failures} == {("decode", "bad_json")}
+    assert "name breaks 'type'" in failures[1].message
+    assert "cut o" not in failures[0].message, "a dead letter does not carry the text"
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "string"}, "describes no object with properties"),
+        ({"type": "object", "properties": {}}, "describes no object with properties"),
+        ({"type": "object", "properties": {"id": {"type": "string"}}}, "'id', which is a result column"),
+        ({"type": "object", "properties": {"a": {"type": "strin"}}}, "is no JSON Schema"),
+        ({"type": "object", "properties": {"a": {"$ref": "http://x/y"}}}, "lies outside of it"),
+        ({"type": "object", "properties": {"a": {"not": {"type": "string"}}}}, "the grammar library refuses it"),
+    ],
+)
+def test_a_schema_that_cannot_be_held_is_refused(schema: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        JsonColumns(schema, {"text"})
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_answers, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'batchnlp\[json\]'"):
+        JsonColumns(SCHEMA, set())
