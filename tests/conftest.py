@@ -80,20 +80,6 @@ def run(tmp_path: Path) -> Any:
     return Run(tmp_path / "out")
 
 
-@pytest.fixture
-def generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing without the engine: `model.generate`, one piece at a time."""
-    from batchnlp import registry
-
-    monkeypatch.setitem(registry.BACKENDS["torch"], "completions", "plain_generator:PlainGenerator")
-
-
-@pytest.fixture(scope="session", params=["gpt2", "llama", "bart", "t5", "coded"])
-def writer(request: pytest.FixtureRequest, models: Path) -> str:
-    """Each of the tiny models that write."""
-    return _writer(request.param, models)
-
-
 def _writer(name: str, models: Path) -> str:
     import tiny_writers
 

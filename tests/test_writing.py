@@ -23,7 +23,6 @@ from batchnlp.errors import ModelError, SourceError, SpecError
 from batchnlp.job.load import build_spec
 from batchnlp.text.sentences import windows
 
-pytestmark = pytest.mark.usefixtures("generator")
 ENGINE = {"device": "cpu", "dtype": "float32"}
 TEXTS = ["The game server plays a network", "small", "Ünïcödé, naïve", "fast library without a kernel 7"]
 LONG = "\n".join(f"{text}." for text in tiny.texts(30, longest=12, seed=4))
@@ -330,6 +329,14 @@ def test_languages_in_words_and_languages_that_mean_nothing(t5: str, bart: str) 
 
 
 # --- JSON
+
+
+def test_a_schema_holds_the_answers_of_a_random_model(llama: str) -> None:
+    properties = {"city": {"type": "string", "maxLength": 5}, "ok": {"type": "boolean"}}
+    schema = {"type": "object", "properties": properties, "required": ["city", "ok"], "additionalProperties": False}
+    for row in apply("chat", TEXTS, llama, max_new_tokens=48, json_schema=schema):
+        assert json.loads(row["reply"]) == {"city": row["city"], "ok": row["ok"]}, row["error"]
+        assert row["finish_reason"] == "stop"
 
 
 def test_json_answers_become_columns(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
