@@ -420,7 +420,9 @@ def test_wishes_that_cannot_be_are_refused(gpt2: str, task: dict[str, Any], mess
 
 
 def test_a_run_gives_what_apply_gives_whatever_the_shards(corpus: Corpus, bart: str, tmp_path: Path) -> None:
-    texts = [LONG, *tiny.texts(11), None]
+    texts = [*tiny.texts(11), None]
+    texts[0], texts[4] = LONG, f"{LONG} And more."  # in one shard, and in two: the second round is seeded by row too
+    texts.insert(1, "small")
     job = spec(corpus(texts), bart, tmp_path, kind="summarize", max_new_tokens=8, sample=True)
     tree = job.model_dump()
     tree["source"] |= {"rows_per_shard": 3, "id": "doc_id"}

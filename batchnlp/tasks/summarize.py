@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnlp.tasks.chat_template import chat_template
-from batchnlp.tasks.completions import NO_FRAME, Answer, Asked, Render, refuse
+from batchnlp.tasks.completions import NO_FRAME, Answer, Asked, Render, enumerate_parts, refuse
 from batchnlp.tasks.generate import TemplatedTask, row_values
 from batchnlp.text.encode import Frame
 from batchnlp.types import Counts, Docs, Encoded, ModelFiles, Raw
@@ -70,8 +70,9 @@ class Summarize(TemplatedTask):
         last = _rounds(encoded) + 1 >= ROUNDS
         rows = list(texts)
         items, failures = self.ask(rows, list(texts.values()), sizes, encoded.render, "truncate" if last else "window")
-        seeds = [self.seed_of(int(encoded.pieces.seed[many[item.row].pieces[0]]), i) for i, item in enumerate(items)] \
-            if encoded.pieces.seed is not None else [0] * len(items)  # fmt: skip
+        before = encoded.pieces.seed
+        first = {row: 0 if before is None else int(before[answer.pieces[0]]) for row, answer in many.items()}
+        seeds = [self.seed_of(first[item.row], part) for part, item in enumerate_parts(items)]
         counts = _less(encoded.counts, dict(zip(rows, sizes, strict=True)), items) if last else encoded.counts
         found = (*encoded.failures, *raw.failures, *failures)
         return Asked(self.pieces(items, seeds), counts, found, (encoded, raw), encoded.render)
