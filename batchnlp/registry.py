@@ -30,9 +30,10 @@ RUNNERS = {
 }
 
 
-def backend(name: str, kind: str) -> Any:
-    """What answers with `kind` in the backend `name`."""
-    return load(BACKENDS[name], kind)
+def backend(model: Any, resolved: Any, task: Any, threads: int) -> Any:
+    """The backend that answers a task, with its model loaded."""
+    factory = load(BACKENDS[resolved.backend], task.needs)
+    return factory(model, resolved, task.needs, threads, task.decoding)
 
 
 def load(table: dict[str, str], name: str) -> Any:

@@ -14,6 +14,7 @@ python benchmarks/generation.py [--shape llama|bart] [--prompts 96] [--rounds 2]
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,8 +124,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = build(args.shape, getattr(torch, dtype))
         model.save_pretrained(folder)
-        import json
-
         files = ModelFiles("bench", folder, "local", "", "", json.loads(Path(folder, "config.json").read_text()), 1024)
         ours = TorchGenerator(
             files, Resolved("cpu", dtype, "torch", 4096, ""), "completions", hardware.cpus,

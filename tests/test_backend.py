@@ -255,7 +255,7 @@ def test_a_device_that_is_lost_ends_the_worker_and_costs_no_document(
 ) -> None:
     _, encoded = encode(classifier, TEXTS)
     encoder, assertion = backend(classifier), "CUDA error: device-side assert triggered"
-    monkeypatch.setattr("batchnlp.backends.torch_encoder.device_works", lambda device: False)
+    monkeypatch.setattr("batchnlp.backends.torch_model.device_works", lambda device: False)
 
     def broken(ids: torch.Tensor) -> None:
         raise RuntimeError(assertion)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from batchnlp.backends.decoding import Choice, Chooser
 from batchnlp.types import Completions, Failure, Int64, Pieces
 
 SHARED = 16  # tokens from which a common beginning is worth keeping
-HOPELESS = 8  # documents failing one by one before anything succeeded: then it is the model, not the documents
-OnBatch = Callable[[int, int, int, float], None]  # answers, tokens, tokens with padding, seconds
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """One shard on its way: what was asked, what is still to begin, what came back."""
 
@@ -46,8 +44,10 @@ class Job:
             if limits[i] < 1:
                 job.fail(i, "too_long", f"{pieces.lengths[i]:,} tokens leave no room for an answer")
                 continue
-            name = pieces.ids[pieces.starts[i] : pieces.starts[i + 1]].tobytes(), int(limits[i])
-            one = first.setdefault(name, i) if alike else i
+            one = i
+            if alike:
+                prompt = pieces.ids[pieces.starts[i] : pieces.starts[i + 1]].tobytes()
+                one = first.setdefault((prompt, int(limits[i])), i)
             if one == i:
                 job.pending.append(i)
             else:
@@ -82,6 +82,43 @@ class Job:
             "completions", values, tuple(self.failures), self.tokens, self.tokens + padding, self.seconds, ids, starts,
             tuple(self.finish),
         )  # fmt: skip
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One prompt that is being answered; in flight its slot is its place in the list of rows."""
+
+    job: Job
+    piece: int
+    prompt: list[int]  # what the decoder begins with
+    source: list[int]  # what the encoder reads; empty for decoder-only models
+    max_new: int
+    choice: Choice
+    length: int = 0  # positions in its slot
+    new: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, job: Job, piece: int, chooser: Chooser, begin: int | None) -> Row:
+        """A row as it begins; `begin` is the decoder's first token, None for decoder-only models."""
+        ids, limit = job.prompt(piece), int(job.limits[piece])
+        seed = 0 if job.pieces.seed is None else int(job.pieces.seed[piece])
+        prompt, source = (ids, []) if begin is None else ([begin], ids)
+        return cls(job, piece, prompt, source, limit, chooser.row(prompt, source or None, limit, seed))
+
+    def took(self, chooser: Chooser, token: int, logprob: float | None) -> str:
+        """Why the row ends with this token; empty when it goes on."""
+        if token in chooser.eos:
+            return "stop"
+        self.new.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        return "stop" if chooser.stopped(self.new) else "length" if len(self.new) >= self.max_new else ""
+
+    @property
+    def need(self) -> int:
+        """Positions it may come to, in both of its stores."""
+        return len(self.prompt) + self.max_new + len(self.source)
 
 
 def common_prefix(pieces: Pieces, index: list[int]) -> list[int]:

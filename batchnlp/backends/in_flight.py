@@ -8,42 +8,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 
-from batchnlp.backends.decoding import Choice, Chooser
-from batchnlp.backends.generation import HOPELESS, Job, OnBatch
+from batchnlp.backends.decoding import Chooser
+from batchnlp.backends.generation import Job, Row
 from batchnlp.backends.slots import SlotModel, Span
-from batchnlp.backends.torch_model import Aborted, device_works, is_out_of_memory
-from batchnlp.errors import BackendError, WorkerLostError
+from batchnlp.backends.torch_model import Aborted, OnBatch, give_up, is_out_of_memory, judge
+from batchnlp.errors import BackendError
 from batchnlp.types import Completions, Feed, Pieces
 
 ROWS = {"cpu": 64, "cuda": 256}  # in flight at most: beyond it a step costs as much as its rows
 FREE = 0.1  # share of the places that must be free before others enter, so that prefills are not of one row each
-
-
-@dataclass(slots=True)
-class Row:
-    """One prompt in flight; its slot is its place in the list of rows."""
-
-    job: Job
-    piece: int
-    prompt: list[int]
-    max_new: int
-    choice: Choice
-    length: int = 0  # positions in its slot
-    source: int = 0  # tokens of its source, for encoder-decoder models
-    new: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-
-    @property
-    def need(self) -> int:
-        """Positions it may come to."""
-        return len(self.prompt) + self.max_new
 
 
 class InFlight:
@@ -51,7 +30,8 @@ class InFlight:
     is memory for."""
 
     def __init__(self, slots: SlotModel, chooser: Chooser, begin: int, budget: int, tokens_per_batch: int) -> None:
-        self._slots, self._chooser, self._begin = slots, chooser, begin
+        self._slots, self._chooser = slots, chooser
+        self._begin = begin if slots.seq2seq else None
         self._budget, self._tokens_per_batch = budget, tokens_per_batch
         self.most = self._limit = ROWS[slots.device.type]
         self.row_steps = self.prefilled = 0  # rows computed one token on, prompt tokens computed: for benchmarks
@@ -103,34 +83,26 @@ class InFlight:
         if job is None or (self._rows and room < max(1, FREE * self._limit)):
             return []
         rows: list[Row] = []
-        tokens, need = 0, max((row.need + row.source for row in self._rows), default=0)
+        tokens, need = 0, max((row.need for row in self._rows), default=0)
         while job.pending and len(rows) < room:
-            row = self._row(job, job.pending[-1])
-            need = max(need, row.need + row.source)
-            size = max(len(row.prompt), row.source)
+            piece = job.pending[-1]
+            size = int(job.pieces.lengths[piece])
+            need = max(need, size + int(job.limits[piece]) + self._slots.seq2seq)
             if (rows or self._rows) and (
                 (len(self._rows) + len(rows) + 1) * need > self._budget
                 or (rows and tokens + size > self._tokens_per_batch)
             ):
                 break
             job.pending.pop()
-            rows.append(row)
+            rows.append(Row.of(job, piece, self._chooser, self._begin))
             tokens += size
         return rows
-
-    def _row(self, job: Job, piece: int) -> Row:
-        ids, limit = job.prompt(piece), int(job.limits[piece])
-        seed = 0 if job.pieces.seed is None else int(job.pieces.seed[piece])
-        if not self._slots.seq2seq:
-            return Row(job, piece, ids, limit, self._chooser.row(ids, None, limit, seed))
-        choice = self._chooser.row([self._begin], ids, limit, seed)
-        return Row(job, piece, [self._begin], limit, choice, source=len(ids))
 
     def _enter(self, rows: list[Row]) -> None:
         slots, base, began = self._slots, len(self._rows), perf_counter()
         job = rows[0].job
         past = self._shared(job)
-        slots.reserve(base + len(rows), max(len(row.prompt) for row in rows), max(row.source for row in rows))
+        slots.reserve(base + len(rows), max(len(row.prompt) for row in rows), max(len(row.source) for row in rows))
         if past:
             slots.put_prefix(list(range(base, base + len(rows))))
         states, sources = self._encoded(rows)
@@ -143,7 +115,7 @@ class InFlight:
         logits = slots.prefill(torch.tensor(ids, device=slots.device), spans, states)
         self.prefilled += len(ids)
         self._rows += rows
-        self._take(logits, rows, len(ids) + sum(row.source for row in rows), began)
+        self._take(logits, rows, len(ids) + sum(len(row.source) for row in rows), began)
 
     def _shared(self, job: Job) -> int:
         """Length of what the job's prompts begin with, which is then in the slots' prefix."""
@@ -162,8 +134,8 @@ class InFlight:
         slots = self._slots
         if not slots.seq2seq:
             return None, [(0, 0)] * len(rows)
-        ids = [token for row in rows for token in row.job.prompt(row.piece)]
-        ends = np.cumsum([row.source for row in rows]).tolist()
+        ids = [token for row in rows for token in row.source]
+        ends = np.cumsum([len(row.source) for row in rows]).tolist()
         parts = list(zip([0, *ends[:-1]], ends, strict=True))
         states = slots.encode(torch.tensor(ids, device=slots.device), [Span(0, a, b) for a, b in parts])
         return states, parts
@@ -174,7 +146,7 @@ class InFlight:
         slots.reserve(len(rows), longest)
         ids = torch.tensor([row.new[-1] for row in rows], device=slots.device)
         positions = torch.tensor([row.length for row in rows], device=slots.device)
-        sources = torch.tensor([row.source for row in rows], device=slots.device) if slots.seq2seq else None
+        sources = torch.tensor([len(row.source) for row in rows], device=slots.device) if slots.seq2seq else None
         logits = slots.decode(ids, positions, longest, sources)
         for row in rows:
             row.length += 1
@@ -186,16 +158,8 @@ class InFlight:
         chosen, logprobs = self._chooser.choose(logits, [row.choice for row in rows])
         finished = 0
         for i, (row, token) in enumerate(zip(rows, chosen, strict=True)):
-            if token in self._chooser.eos:
-                finished += self._finish(row, "stop")
-                continue
-            row.new.append(token)
-            if logprobs is not None:
-                row.logprobs.append(logprobs[i])
-            if self._chooser.stopped(row.new):
-                finished += self._finish(row, "stop")
-            elif len(row.new) >= row.max_new:
-                finished += self._finish(row, "length")
+            if reason := row.took(self._chooser, token, None if logprobs is None else logprobs[i]):
+                finished += self._finish(row, reason)
         seconds = perf_counter() - began
         jobs = Counter(id(row.job) for row in rows)
         for job in self._jobs:
@@ -219,7 +183,7 @@ class InFlight:
                 continue
             last = rows.pop()
             if i < len(rows):
-                self._slots.move(len(rows), i, last.length, last.source)
+                self._slots.move(len(rows), i, last.length, len(last.source))
                 rows[i] = last
 
     def _fail(self, error: Exception, rows: list[Row]) -> None:
@@ -229,20 +193,15 @@ class InFlight:
         memory = is_out_of_memory(error)
         if memory and self._slots.device.type == "cuda":
             torch.cuda.empty_cache()
-        if not memory and not device_works(self._slots.device):
-            raise WorkerLostError(
-                f"{self._slots.device} does nothing any more: {error}", "the same command goes on"
-            ) from error
+        code, message = judge(error, self._slots.device)
         together = [*self._rows, *(row for row in rows if row not in self._rows)] if rows else []
         if len(together) == 1:
             row = together[0]
-            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            row.job.fail(row.piece, "device_oom" if memory else "forward_error", message)
+            row.job.fail(row.piece, code, message)
             self._rows = []
             if not memory:
                 self._limit = self.most
-            if not self._worked and sum(len(job.failures) for job in self._jobs) >= HOPELESS:
-                raise BackendError(f"the model fails on every document: {message}") from error
+            give_up(sum(len(job.failures) for job in self._jobs), self._worked, error, message)
             return
         self._limit = max(len(together) // 2, 1)
         if memory:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from batchnlp.backends.decoding import Chooser
-from batchnlp.backends.generation import HOPELESS, Job, OnBatch
-from batchnlp.backends.torch_model import Aborted, device_works, is_out_of_memory
-from batchnlp.errors import BackendError, WorkerLostError
+from batchnlp.backends.generation import Job, Row
+from batchnlp.backends.torch_model import Aborted, OnBatch, give_up, is_out_of_memory, judge
 from batchnlp.types import Completions, Feed, Pieces
 
 ROWS = 32  # in a batch at most
@@ -75,19 +74,15 @@ class StaticBatches:
             with torch.inference_mode():
                 (self._beam if self._beams > 1 else self._greedy)(job, batch)
             self._worked = True
-        except Exception as error:
-            memory = is_out_of_memory(error)
+        except Exception as error:  # noqa: BLE001 - whatever a model raises, it is about these documents
             if len(batch) > 1:
-                self._rows = max(len(batch) // 2, 1) if memory else self._rows
+                self._rows = max(len(batch) // 2, 1) if is_out_of_memory(error) else self._rows
                 self._try(job, batch[: len(batch) // 2])
                 self._try(job, batch[len(batch) // 2 :])
                 return
-            if not memory and not device_works(self._device):
-                raise WorkerLostError(f"{self._device} does nothing any more: {error}") from error
-            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            job.fail(batch[0][0], "device_oom" if memory else "forward_error", message)
-            if not self._worked and len(job.failures) >= HOPELESS:
-                raise BackendError(f"the model fails on every document: {message}") from error
+            code, message = judge(error, self._device)
+            job.fail(batch[0][0], code, message)
+            give_up(len(job.failures), self._worked, error, message)
 
     def _padded(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         """[B, L] ids and mask; on the left for decoders, which go on at the right."""
@@ -118,26 +113,24 @@ class StaticBatches:
 
     def _greedy(self, job: Job, batch: list[tuple[int, int]]) -> None:
         """One token a step for the rows that are left; also for sampling."""
-        prompts = [job.prompt(piece) for piece, _ in batch]
+        rows = [Row.of(job, piece, self._chooser, self._begin if self._seq2seq else None) for piece, _ in batch]
+        prompts = [row.source or row.prompt for row in rows]
         ids, mask = self._padded(prompts)
         job.tokens += sum(map(len, prompts))
-        rows = [self._row(job, piece, prompt, limit) for (piece, limit), prompt in zip(batch, prompts, strict=True)]
         states = self._model.get_encoder()(input_ids=ids, attention_mask=mask) if self._seq2seq else None
         if self._seq2seq:
             ids = torch.full((len(rows), 1), self._begin, device=self._device)
-        done: list[tuple[int, list[int], str, list[float]]] = []
+        done: list[tuple[Row, str]] = []
         cache = None
         while rows:
             out = self._call(ids, mask, states, cache)
             cache = out.past_key_values
-            chosen, logprobs = self._chooser.choose(out.logits[:, -1], [row[1] for row in rows])
+            chosen, logprobs = self._chooser.choose(out.logits[:, -1], [row.choice for row in rows])
             job.tokens += len(rows)
             keep = []
             for i, token in enumerate(chosen):
-                reason = self._took(rows[i], token, None if logprobs is None else logprobs[i])
-                if reason:
-                    piece, _, _, new, known = rows[i]
-                    done.append((piece, new, reason, known))
+                if reason := rows[i].took(self._chooser, token, None if logprobs is None else logprobs[i]):
+                    done.append((rows[i], reason))
                 else:
                     keep.append(i)
             ids = torch.tensor(chosen, device=self._device)[:, None]
@@ -151,23 +144,8 @@ class StaticBatches:
                         states.last_hidden_state = states.last_hidden_state[at]
             if not self._seq2seq:
                 mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        for answer in done:  # only now: a batch that failed half-way is begun again
-            job.answer(*answer)
-
-    def _row(self, job: Job, piece: int, prompt: list[int], limit: int) -> tuple[int, Any, int, list[int], list[float]]:
-        seed = 0 if job.pieces.seed is None else int(job.pieces.seed[piece])
-        begun, source = ([self._begin], prompt) if self._seq2seq else (prompt, None)
-        return piece, self._chooser.row(begun, source, limit, seed), limit, [], []
-
-    def _took(self, row: tuple[int, Any, int, list[int], list[float]], token: int, logprob: float | None) -> str:
-        """Why the row ends with this token; empty when it goes on."""
-        _, _, limit, new, known = row
-        if token in self._chooser.eos:
-            return "stop"
-        new.append(token)
-        if logprob is not None:
-            known.append(logprob)
-        return "stop" if self._chooser.stopped(new) else "length" if len(new) >= limit else ""
+        for row, reason in done:  # only now: a batch that failed half-way is begun again
+            job.answer(row.piece, row.new, reason, row.logprobs)
 
     def _call(self, ids: Tensor, mask: Tensor, states: Any, cache: Any) -> Any:
         if self._seq2seq:

@@ -19,13 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchnlp.backends.torch_model import Aborted, device_works, is_out_of_memory, load_model
-from batchnlp.errors import BackendError, ModelError, WorkerLostError
+from batchnlp.backends.torch_model import Aborted, TorchBackend, give_up, is_out_of_memory, judge, load_model
+from batchnlp.errors import ModelError
 from batchnlp.text.batching import halve, pack
 from batchnlp.text.encode import ranges
 from batchnlp.types import Batch, Decoding, Failure, Feed, ModelFiles, Pieces, Raw, Resolved
-
-HOPELESS = 8  # documents failing one by one before anything succeeded: then it is the model, not the documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,24 +35,19 @@ class _Flight:
     wait: Callable[[], None]  # until the answer is there; raises what went wrong on the device meanwhile
 
 
-class TorchEncoder:
+class TorchEncoder(TorchBackend):
     """One model on one device."""
 
     def __init__(
         self, model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None
     ) -> None:
-        if resolved.device == "cpu":
-            torch.set_num_threads(threads)
-        self.device = torch.device(resolved.device)
+        super().__init__(resolved, threads)
         self.kind = kind
-        self.tokens_per_batch = resolved.tokens_per_batch
         self._model = load_model(model, getattr(torch, resolved.dtype), kind).to(self.device)
         self._head = Pooler(model, self.device) if kind == "vectors" else None
         self._pad = int(self._model.config.pad_token_id or 0)
         self._worked = False
         self._ahead = int(self.device.type == "cuda")  # batches that are launched before the last one is awaited
-        self.on_batch: Callable[[int, int, int, float], None] = lambda rows, tokens, executed, seconds: None
-        self.aborted: Callable[[], bool] = lambda: False
 
     def run(self, feed: Feed) -> Iterator[tuple[Any, Raw]]:
         """(key, answer) for each shard of the feed, in order."""
@@ -108,14 +101,9 @@ class TorchEncoder:
                 self.tokens_per_batch = min(self.tokens_per_batch, max(batch.tokens // 2, 1))
             waiting.extendleft(reversed(halve(batch, pieces.lengths)))
             return
-        message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        if not memory and not device_works(self.device):
-            hint = "the same command goes on; where one document does this, engine.device=cpu makes it a dead letter"
-            raise WorkerLostError(f"{self.device} does nothing any more: {message}", hint) from error
-        code = "device_oom" if memory else "forward_error"
+        code, message = judge(error, self.device)
         failures.append(Failure(int(pieces.doc[batch.index[0]]), "forward", code, message))
-        if not self._worked and len({failure.doc for failure in failures}) >= HOPELESS:
-            raise BackendError(f"the model fails on every document: {message}") from error
+        give_up(len({failure.doc for failure in failures}), self._worked, error, message)
 
     def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
         """Begin with a batch; its answer comes to host memory by itself, so that its errors show one batch later."""

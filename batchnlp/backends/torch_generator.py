@@ -7,7 +7,7 @@ them with themselves) and beam search go in static batches, and `note` says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,25 +20,20 @@ from batchnlp.backends.generation import Job
 from batchnlp.backends.in_flight import InFlight
 from batchnlp.backends.slots import SlotModel, Unsupported
 from batchnlp.backends.static import StaticBatches
-from batchnlp.backends.torch_model import load_model
+from batchnlp.backends.torch_model import TorchBackend, load_model
 from batchnlp.types import Completions, Decoding, Feed, ModelFiles, Pieces, Resolved
 
 MEMORY = 0.25  # of what is free, for keys and values
 
 
-class TorchGenerator:
+class TorchGenerator(TorchBackend):
     """One model on one device."""
 
     def __init__(
         self, model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None
     ) -> None:
-        if resolved.device == "cpu":
-            torch.set_num_threads(threads)
-        self.device = torch.device(resolved.device)
-        self.tokens_per_batch = resolved.tokens_per_batch
+        super().__init__(resolved, threads)
         self.decoding = decoding or Decoding()
-        self.on_batch: Callable[[int, int, int, float], None] = lambda rows, tokens, executed, seconds: None
-        self.aborted: Callable[[], bool] = lambda: False
         self.note = ""
         self._positions = model.max_length
         self._model = load_model(model, getattr(torch, resolved.dtype), kind).to(self.device)

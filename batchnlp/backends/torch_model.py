@@ -1,13 +1,17 @@
-"""Loading a model on torch, and telling its failures apart."""
+"""What all models on torch share: the device, loading, and what a failure means."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from batchnlp.errors import ModelError
-from batchnlp.types import ModelFiles
+from batchnlp.errors import BackendError, ModelError, WorkerLostError
+from batchnlp.types import ModelFiles, Resolved
+
+HOPELESS = 8  # documents failing one by one before anything succeeded: then it is the model, not the documents
+OnBatch = Callable[[int, int, int, float], None]  # answers, tokens, tokens with padding, seconds
 
 HEADS = {
     "scores": "AutoModelForSequenceClassification", "vectors": "AutoModel",
@@ -18,6 +22,18 @@ HEADS = {
 
 class Aborted(Exception):
     """The run is being stopped; raised between batches."""
+
+
+class TorchBackend:
+    """A device, and what the worker hangs onto a backend."""
+
+    def __init__(self, resolved: Resolved, threads: int) -> None:
+        if resolved.device == "cpu":
+            torch.set_num_threads(threads)
+        self.device = torch.device(resolved.device)
+        self.tokens_per_batch = resolved.tokens_per_batch
+        self.on_batch: OnBatch = lambda rows, tokens, executed, seconds: None
+        self.aborted: Callable[[], bool] = lambda: False
 
 
 def load_model(model: ModelFiles, dtype: torch.dtype, kind: str) -> Any:
@@ -57,3 +73,20 @@ def device_works(device: torch.device) -> bool:
         return int(torch.ones(1, device=device).sum()) == 1
     except RuntimeError:
         return False
+
+
+def judge(error: Exception, device: torch.device) -> tuple[str, str]:
+    """(code, message) of a document that fails with `error`; WorkerLostError where the device does nothing any more."""
+    message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    if is_out_of_memory(error):
+        return "device_oom", message
+    if not device_works(device):
+        hint = "the same command goes on; where one document does this, engine.device=cpu makes it a dead letter"
+        raise WorkerLostError(f"{device} does nothing any more: {message}", hint) from error
+    return "forward_error", message
+
+
+def give_up(failed: int, worked: bool, error: Exception, message: str) -> None:
+    """BackendError when so many documents failed, and none ever worked, that it must be the model."""
+    if not worked and failed >= HOPELESS:
+        raise BackendError(f"the model fails on every document: {message}") from error

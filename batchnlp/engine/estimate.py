@@ -153,9 +153,7 @@ def _probe(prepared: Prepared, resolved: Resolved, survey: Survey, threads: int)
     encoded = survey.first
     if encoded is None or not len(encoded.pieces):
         return 0.0
-    backend = registry.backend(resolved.backend, prepared.task.needs)(
-        prepared.model, resolved, prepared.task.needs, threads, prepared.task.decoding
-    )
+    backend = registry.backend(prepared.model, resolved, prepared.task, threads)
     done = {"tokens": 0, "seconds": 0.0}
 
     def count(rows: int, tokens: int, executed: int, seconds: float) -> None:

@@ -135,8 +135,7 @@ class Worker:
         self._source = Source(
             spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
         )
-        backend = registry.backend(setup.resolved.backend, task.needs)
-        self._backend = backend(setup.model, setup.resolved, task.needs, setup.threads, task.decoding)
+        self._backend = registry.backend(setup.model, setup.resolved, task, setup.threads)
         self._task.prepare(self._backend.forward)
         self._backend.aborted = self.aborting.is_set
         self._backend.on_batch = self._count
