@@ -1,10 +1,10 @@
-"""Encoders on torch: pieces in, logits or pooled vectors out, in padded batches sorted by length.
+"""Encoders on torch: pieces in, logits or pooled vectors out, or values for each token, in padded batches sorted by length.
 
 Batches that fail are halved, whatever the reason: when memory runs out the size that did not fit is remembered and not
 tried again; any other error ends at the one document that causes it, which becomes a dead letter. A CUDA device on which a
 kernel has failed does nothing any more, whatever the document: then the worker ends.
 
-Shapes: B rows of a batch, L padded length, H hidden size.
+Shapes: B rows of a batch, L padded length, H hidden size, W columns of the answer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchnlp.backends.token_heads import BY_TOKEN, best_labels, borders, token_rows
 from batchnlp.backends.torch_model import Aborted, TorchBackend, give_up, is_out_of_memory, judge, load_model
 from batchnlp.errors import ModelError
 from batchnlp.text.batching import halve, pack
@@ -31,7 +32,7 @@ class _Flight:
     """A batch that was launched, and where its answer will be."""
 
     batch: Batch
-    host: Tensor  # [B, labels or H] float32 in host memory
+    host: Tensor  # [B, W] or [B, L, W] float32 in host memory
     wait: Callable[[], None]  # until the answer is there; raises what went wrong on the device meanwhile
 
 
@@ -86,7 +87,7 @@ class TorchEncoder(TorchBackend):
             now = perf_counter()
             self.on_batch(len(batch.index), real, batch.tokens, now - last)
             last = now
-        values = self._gather(answers, len(pieces))
+        values = self._gather(answers, pieces)
         return Raw(self.kind, values, tuple(failures), tokens, executed, perf_counter() - began)
 
     def _fail(
@@ -115,7 +116,7 @@ class TorchEncoder(TorchBackend):
         return _Flight(batch, host, torch.cuda.current_stream(self.device).record_event().synchronize)
 
     def _one(self, pieces: Pieces, batch: Batch, lengths: Any) -> Tensor:
-        """[B, labels] logits or [B, H] vectors in float32, on the device."""
+        """[B, W] or, for values of tokens, [B, L, W] in float32, on the device."""
         size, n = lengths[batch.index], len(batch.index)
         where = ranges(pieces.starts[batch.index], size)
         full = int(size.min()) == batch.length
@@ -127,9 +128,15 @@ class TorchEncoder(TorchBackend):
         if pieces.type_ids is not None:
             inputs["token_type_ids"] = self._padded(pieces.type_ids[where], mask, n, batch.length, 0)
         out = self._model(**inputs)
-        if self._head is None:
-            return torch.as_tensor(out.logits, dtype=torch.float32)
-        return self._head(out.last_hidden_state, inputs.get("attention_mask"))
+        if self._head is not None:
+            return self._head(out.last_hidden_state, inputs.get("attention_mask"))
+        if self.kind == "span_scores":
+            return borders(out)
+        if self.kind == "token_scores":
+            last = batch.length - 1  # padding is there wherever it does not count
+            word = None if pieces.word is None else self._padded(pieces.word[where], mask, n, batch.length, last)
+            return best_labels(out.logits, word)
+        return torch.as_tensor(out.logits, dtype=torch.float32)
 
     def _padded(self, flat: Any, mask: Any, rows: int, length: int, pad: int) -> Tensor:
         """[B, L] int64 on the device."""
@@ -141,13 +148,14 @@ class TorchEncoder(TorchBackend):
         tensor = torch.from_numpy(table)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _gather(self, answers: list[tuple[Batch, Any]], rows: int) -> Any:
-        """All answers in the order of the pieces; NaN where there is none."""
-        if not answers:
-            return np.full((rows, self.width), np.nan, np.float32)
-        values = np.concatenate([answer for _, answer in answers])
-        out = np.full((rows, values.shape[1]), np.nan, np.float32)
-        out[np.concatenate([batch.index for batch, _ in answers])] = values
+    def _gather(self, answers: list[tuple[Batch, Any]], pieces: Pieces) -> Any:
+        """All answers in the order of the pieces, or of their tokens; NaN where there is none."""
+        by_token = self.kind in BY_TOKEN
+        width = answers[0][1].shape[-1] if answers else self.width
+        out = np.full((len(pieces.ids) if by_token else len(pieces), width), np.nan, np.float32)
+        for batch, answer in answers:
+            where, rows = token_rows(pieces, batch, answer) if by_token else (batch.index, answer)
+            out[where] = rows
         return out
 
     @property
@@ -155,7 +163,7 @@ class TorchEncoder(TorchBackend):
         """Columns of the answer."""
         if self._head is not None:
             return self._head.width
-        return int(self._model.config.num_labels)
+        return 2 if self.kind in BY_TOKEN else int(self._model.config.num_labels)
 
 
 def _landed(flight: _Flight) -> Any:
