@@ -17,16 +17,22 @@ import tiny
 import tiny_readers
 import torch
 from conftest import Corpus
+from test_backend import WORD, Poison, hooked
 from test_places import whole
 from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 import batchnlp
+from batchnlp.backends.model_files import resolve_model
+from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.engine.estimate import estimate
 from batchnlp.engine.planner import make_plan, prepare
 from batchnlp.errors import ModelError, SpecError
 from batchnlp.job.load import build_spec
+from batchnlp.job.spec import TaskSpec
 from batchnlp.tasks.label_schemes import LabelScheme
+from batchnlp.tasks.ner import Ner
 from batchnlp.tasks.passages import best_of_runs
+from batchnlp.types import Docs, Pieces, Resolved
 
 ENGINE = {"device": "cpu", "dtype": "float32", "tokens_per_batch": 300}
 AGGREGATIONS = ("simple", "first", "average", "max")
@@ -358,6 +364,47 @@ def test_the_column_s_type(bio: str) -> None:
 def test_best_of_runs_is_the_first_largest() -> None:
     values = np.array([1, 3, 3, -np.inf, -np.inf, 2, 9], np.float32)
     assert best_of_runs(values, np.array([0, 3, 5, 6])).tolist() == [1, 3, 5, 6]
+
+
+# --- the backend
+
+
+def test_words_are_averaged_each_in_its_row_whatever_the_padding(bio: str) -> None:
+    """No special token stands before these pieces: padding must not be taken for part of their first word."""
+    model = AutoModelForTokenClassification.from_pretrained(bio).eval()
+    runs, words = [[2009, 2003, 1037, 2208, 1012], [7, 2208, 1037]], [[0, 0, 2, 2, 4], [0, 0, 2]]
+    pieces = Pieces(
+        np.concatenate(runs).astype(np.int32), np.array([0, 5, 8], np.int64), np.arange(2, dtype=np.int32),
+        np.array([5, 3], np.int32), word=np.concatenate(words).astype(np.int32),
+    )  # fmt: skip
+    got = encoder(bio).forward(pieces).values
+    want = []
+    for run, word in zip(runs, words, strict=True):
+        with torch.inference_mode():
+            each = model(input_ids=torch.tensor([run])).logits[0].softmax(-1)
+        want += [each[[other == mine for other in word]].mean(0) for mine in word]
+    np.testing.assert_allclose(got[:, 1], [float(p.max()) for p in want], atol=1e-5)
+    assert got[:, 0].tolist() == [int(p.argmax()) for p in want]
+
+
+def encoder(path: str) -> TorchEncoder:
+    return TorchEncoder(resolve_model(path, None), Resolved("cpu", "float32", "torch", 3000, ""), "token_scores", 2)
+
+
+def test_a_document_that_breaks_the_model_is_the_only_one_lost(bio: str) -> None:
+    texts = [*tiny.texts(20), f"{WORD} " + "game " * 60, *tiny.texts(20, seed=4)]
+    task = Ner(resolve_model(bio, None), TaskSpec(kind="ner", model=bio))
+    encoded = task.encode(Docs.of(pa.array(texts, pa.large_string())))
+    made = encoder(bio)
+    with hooked(made, Poison()):
+        raw = made.forward(encoded.pieces)
+    assert {(f.doc, f.code) for f in raw.failures} == {(20, "forward_error")}
+    assert raw.values.shape == (len(encoded.pieces.ids), 2)
+    [column], finite = task.decode(encoded, raw)
+    assert finite.tolist() == [doc != 20 for doc in range(41)]
+    for i, (text, row) in enumerate(zip(texts, entities(apply(texts, bio)), strict=True)):
+        if i != 20:
+            assert_equal(column[i].as_py(), [(e["label"], e["start"], e["end"], e["score"]) for e in row], text)
 
 
 # --- jobs
