@@ -120,7 +120,7 @@ class Ner(PassageTask):
         first = np.flatnonzero(begins)
         after = np.append(first, len(begins))[1:]
         kind, start, end = self._scheme.type[units.label[first]], units.start[first], units.end[after - 1]
-        score = np.add.reduceat(units.score, first) / (after - first)
+        score = np.add.reduceat(units.score, first, dtype=np.float64) / (after - first)
         kept = (kind != 0) & (start < end)  # nothing but white space is no entity
         row, kind, start, end = (column[kept] for column in (units.row[first], kind, start, end))
         columns = [

@@ -172,7 +172,7 @@ def log_softmax(logits: Float32, none: Float32, base: Int64, length: Int64) -> t
     its logit `none`."""
     highest = np.maximum(np.maximum.reduceat(logits, base), none)
     each = np.repeat(highest, length)
-    total = np.add.reduceat(np.exp(logits - each), base) + np.exp(none - highest)
+    total = np.add.reduceat(np.exp(logits - each), base, dtype=np.float64) + np.exp(none - highest)
     norm = highest + np.log(total)
     return np.asarray(logits - np.repeat(norm, length), np.float32), np.asarray(none - norm, np.float32)
 
