@@ -52,7 +52,7 @@ def apply(
     result = _beside(texts, data if isinstance(data, pa.Table) else None, worker)
     worker.check(result.schema)
     hardware = devices.probe_hardware()
-    resolved = devices.resolve(spec.engine, files, hardware)
+    resolved = devices.resolve(spec.engine, files, hardware, worker.needs)
     backend = registry.backend(files, resolved, worker, hardware.cpus)
     worker.prepare(backend.forward)
     encoded = worker.encode(Docs.of(texts, result))
