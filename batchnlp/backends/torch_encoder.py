@@ -4,6 +4,8 @@ Batches that fail are halved, whatever the reason: when memory runs out the size
 tried again; any other error ends at the one document that causes it, which becomes a dead letter. A CUDA device on which a
 kernel has failed does nothing any more, whatever the document: then the worker ends.
 
+The same text is computed once: within a shard always, and over shards as far back as a small memory reaches.
+
 Shapes: B rows of a batch, L padded length, H hidden size, W columns of the answer.
 """
 
@@ -13,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +24,10 @@ from torch import Tensor
 from batchnlp.backends.token_heads import BY_TOKEN, best_labels, borders, token_rows
 from batchnlp.backends.torch_model import Aborted, TorchBackend, give_up, is_out_of_memory, judge, load_model
 from batchnlp.errors import ModelError
+from batchnlp.text.alike import Keys, Known, first_alike, keys
 from batchnlp.text.batching import halve, pack
 from batchnlp.text.encode import ranges
-from batchnlp.types import Batch, Decoding, Failure, Feed, ModelFiles, Pieces, Raw, Resolved
+from batchnlp.types import Batch, Decoding, Failure, Feed, Float32, Int64, ModelFiles, Pieces, Raw, Resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,33 @@ class _Flight:
     batch: Batch
     host: Tensor  # [B, W] or [B, L, W] float32 in host memory
     wait: Callable[[], None]  # until the answer is there; raises what went wrong on the device meanwhile
+
+
+class _Twins(NamedTuple):
+    """Which pieces are the same."""
+
+    keys: Keys
+    first: Int64  # [pieces] the first piece of this shard that is the same
+    known: Int64  # [pieces] where an earlier shard's answer is remembered, or -1
+    asked: Int64  # the pieces that the model must be asked about
+
+
+def _twins(pieces: Pieces, known: Known | None) -> _Twins:
+    """What the model must be asked: each piece once, and none whose answer is known."""
+    names = keys(pieces)
+    first = first_alike(names)
+    before = np.full(len(pieces), -1) if known is None else known.find(names)
+    return _Twins(names, first, before, np.flatnonzero((first == np.arange(len(pieces))) & (before < 0)))
+
+
+def _shared(twins: _Twins, values: Float32, known: Known | None) -> Float32:
+    """The answers of the pieces that were asked about, handed on to those that are the same."""
+    again = twins.known >= 0
+    if known is not None:
+        if again.any():
+            values[again] = known.values(twins.known[again])
+        known.add(twins.keys[twins.asked], values[twins.asked])
+    return values[twins.first]
 
 
 class TorchEncoder(TorchBackend):
@@ -54,19 +84,23 @@ class TorchEncoder(TorchBackend):
 
     def run(self, feed: Feed) -> Iterator[tuple[Any, Raw]]:
         """(key, answer) for each shard of the feed, in order."""
+        known = Known()
         while (work := feed.take(wait=True)) is not None:
             key, pieces = work
-            yield key, self.forward(pieces)
+            yield key, self.forward(pieces, known)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed by mypy
-    def forward(self, pieces: Pieces) -> Raw:
+    def forward(self, pieces: Pieces, known: Known | None = None) -> Raw:
         """All pieces of a shard. A GPU computes a batch while the next one is made ready."""
         lengths, executed, tokens = pieces.lengths, 0, 0
         began = last = perf_counter()
-        waiting = deque(pack(lengths, self.tokens_per_batch))
+        twins = _twins(pieces, known)
+        waiting = deque(
+            Batch(twins.asked[b.index], b.length) for b in pack(lengths[twins.asked], self.tokens_per_batch)
+        )
         flying: deque[_Flight] = deque()
         answers: list[tuple[Batch, Any]] = []
-        failures: list[Failure] = []
+        failed: dict[int, tuple[str, str]] = {}  # piece → code and message
         while waiting or flying:
             if self.aborted():
                 raise Aborted
@@ -81,7 +115,7 @@ class TorchEncoder(TorchBackend):
                     continue
                 answers.append((batch, _landed(flying.popleft())))
             except Exception as error:  # noqa: BLE001 - whatever a model raises, it is about these documents
-                self._fail(error, batch, pieces, waiting, failures)
+                self._fail(error, batch, pieces, waiting, failed)
                 continue
             self._worked = True
             real = int(lengths[batch.index].sum())
@@ -89,11 +123,19 @@ class TorchEncoder(TorchBackend):
             now = perf_counter()
             self.on_batch(len(batch.index), real, batch.tokens, now - last)
             last = now
+        self.on_batch(len(pieces) - len(twins.asked), 0, 0, 0.0)
         values = self._gather(answers, pieces)
+        by_token = self.kind in BY_TOKEN
+        values = values[ranges(pieces.starts[twins.first], lengths)] if by_token else _shared(twins, values, known)
+        failures = [
+            Failure(doc, "forward", *reason)
+            for piece, reason in failed.items()
+            for doc in np.unique(pieces.doc[twins.first == piece]).tolist()
+        ]
         return Raw(self.kind, values, tuple(failures), tokens, executed, perf_counter() - began)
 
     def _fail(
-        self, error: Exception, batch: Batch, pieces: Pieces, waiting: deque[Batch], failures: list[Failure]
+        self, error: Exception, batch: Batch, pieces: Pieces, waiting: deque[Batch], failed: dict[int, tuple[str, str]]
     ) -> None:
         """Halve the batch, or, when it is one document alone, give that one up."""
         memory = is_out_of_memory(error)
@@ -105,8 +147,8 @@ class TorchEncoder(TorchBackend):
             waiting.extendleft(reversed(halve(batch, pieces.lengths)))
             return
         code, message = judge(error, self.device)
-        failures.append(Failure(int(pieces.doc[batch.index[0]]), "forward", code, message))
-        give_up(len({failure.doc for failure in failures}), self._worked, error, message)
+        failed[int(batch.index[0])] = code, message
+        give_up(len({int(pieces.doc[piece]) for piece in failed}), self._worked, error, message)
 
     def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
         """Begin with a batch; its answer comes to host memory by itself, so that its errors show one batch later."""
