@@ -179,6 +179,43 @@ def test_a_prompt_that_breaks_the_model_is_the_only_dead_letter(tmp_path: Path) 
     assert answers(raw) == want
 
 
+def test_a_row_that_finished_in_the_step_that_failed_is_answered_once(tmp_path: Path) -> None:
+    """The fault comes after some rows of the step had their last token."""
+    model, prompts = small.make("llama", eos_token_id=None), small.prompts(6)
+    most = np.array([1, 1, 1, 5, 5, 5], np.int32)
+    made, faults = generator(model, tmp_path), [ValueError("once")]
+    engine = made.engine
+    assert isinstance(engine, InFlight)
+    engine._worked = True
+
+    def counted(finished: int, *_: Any) -> None:
+        if finished and faults:
+            raise faults.pop()
+
+    made.on_batch = counted
+    raw = made.forward(small.pieces(prompts, max_new=most))
+    assert not raw.failures
+    assert answers(raw) == [small.alone(model, prompt, int(n)) for prompt, n in zip(prompts, most, strict=True)]
+
+
+def test_a_failure_that_does_not_come_back_does_not_keep_the_batch_small(tmp_path: Path) -> None:
+    model, prompts = small.make("llama"), small.prompts(16)
+    made, faults = generator(model, tmp_path, 8, max_new_tokens=4), [ValueError("once")]
+    sizes: list[int] = []
+
+    def once(pieces: list[int]) -> Exception | None:
+        sizes.append(len(pieces))
+        return faults.pop() if faults else None
+
+    broken(made, once)
+    raw = made.forward(small.pieces(prompts))
+    assert not raw.failures
+    assert answers(raw) == [small.alone(model, prompt, 4) for prompt in prompts]
+    assert max(sizes[1:8]) <= 4, "what failed is begun again in halves"
+    made.forward(small.pieces(prompts))
+    assert max(sizes[-8:]) == 8, "the next shard goes in whole batches"
+
+
 def test_out_of_memory_halves_the_rows_and_is_remembered(tmp_path: Path) -> None:
     model, prompts = small.make("bart"), small.prompts(16)
     made = generator(model, tmp_path, 12, max_new_tokens=8)
