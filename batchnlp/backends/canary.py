@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from batchnlp.backends.slots import SlotModel, Span, Unsupported
+from batchnlp.backends.packed_attention import Span, Unsupported
+from batchnlp.backends.slots import SlotModel
 
 
 def compare(slots: SlotModel, begin: int) -> None:

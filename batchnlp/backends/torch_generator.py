@@ -18,7 +18,8 @@ from batchnlp.backends.canary import compare
 from batchnlp.backends.decoding import Chooser
 from batchnlp.backends.generation import Job
 from batchnlp.backends.in_flight import InFlight
-from batchnlp.backends.slots import SlotModel, Unsupported
+from batchnlp.backends.packed_attention import Unsupported
+from batchnlp.backends.slots import SlotModel
 from batchnlp.backends.static import StaticBatches
 from batchnlp.backends.torch_model import TorchBackend, load_model
 from batchnlp.types import Completions, Decoding, Feed, ModelFiles, Pieces, Resolved
