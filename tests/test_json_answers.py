@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from writing import TEXTS, Corpus, apply, spec
 
+from batchnlp.engine.planner import prepare
 from batchnlp.errors import MissingExtraError, SpecError
 from batchnlp.tasks import json_answers
 from batchnlp.tasks.json_answers import JsonColumns
@@ -78,3 +82,48 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(json_answers, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'batchnlp\[json\]'"):
         JsonColumns(SCHEMA, set())
+
+
+# --- whole answers
+
+
+def test_a_schema_holds_the_answers_of_a_random_model(llama: str) -> None:
+    properties = {"city": {"type": "string", "maxLength": 5}, "ok": {"type": "boolean"}}
+    schema = {"type": "object", "properties": properties, "required": ["city", "ok"], "additionalProperties": False}
+    for row in apply("chat", TEXTS, llama, max_new_tokens=48, json_schema=schema):
+        assert json.loads(row["reply"]) == {"city": row["city"], "ok": row["ok"]}, row["error"]
+        assert row["finish_reason"] == "stop"
+
+
+def test_json_answers_become_columns(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model writes no JSON, so here the tokenizer is made to say some."""
+    from batchnlp.text.encode import Tokenizer
+
+    answers = ['{"city":"x","n":3}', '{"city":"y"}', "no", '{"city":1}']
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids, starts: answers)
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "n": {"type": "integer"}},
+        "required": ["city"],
+    }
+    rows = apply("chat", TEXTS, llama, max_new_tokens=4, json_schema=schema)
+    assert [(row["reply"], row["city"], row["n"]) for row in rows[:2]] == [
+        (answers[0], "x", 3),
+        (answers[1], "y", None),
+    ]
+    assert [row["error"].split(":")[0] for row in rows[2:]] == ["bad_json"] * 2
+
+
+def test_a_schema_may_be_a_file_and_its_content_is_what_counts(tmp_path: Path, corpus: Corpus, llama: str) -> None:
+    file, source = tmp_path / "schema.json", corpus()
+    prints = []
+    for kind in ("string", "integer"):
+        file.write_text(json.dumps({"type": "object", "properties": {"a": {"type": kind}}}))
+        prepared = prepare(spec(source, llama, tmp_path, kind="chat", json_schema=str(file)))
+        prints.append(prepared.fingerprint)
+        assert prepared.schema.field("a").type == {"string": pa.string(), "integer": pa.int64()}[kind]
+        assert prepared.task.decoding is not None
+        assert json.loads(prepared.task.decoding.json_schema or "")["properties"] == {"a": {"type": kind}}
+    assert prints[0] != prints[1]
+    with pytest.raises(SpecError, match=r"task\.json_schema: .* cannot be read as JSON"):
+        spec(source, llama, tmp_path, kind="chat", json_schema=str(tmp_path / "none.json"))
