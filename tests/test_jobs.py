@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.models import main
+
 JOBS = Path(__file__).parents[1] / "jobs"
 STAND_INS = {
     "summarize": "bart",
@@ -20,15 +22,8 @@ STAND_INS = {
 @pytest.fixture(scope="module")
 def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make models` builds."""
-    import importlib.util
-
-    found = importlib.util.spec_from_file_location("jobs_models", JOBS / "models.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
     target = tmp_path_factory.mktemp("stand-ins")
-    module.main(str(target))
+    main(str(target))
     return target
 
 
