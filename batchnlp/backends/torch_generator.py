@@ -35,7 +35,6 @@ class TorchGenerator(TorchBackend):
     ) -> None:
         super().__init__(resolved, threads)
         self.decoding = decoding or Decoding()
-        self.note = ""
         self._positions = model.max_length
         self._model = load_model(model, getattr(torch, resolved.dtype), kind).to(self.device)
         self._chooser = Chooser(self._model, self.decoding, model.path)
@@ -49,7 +48,7 @@ class TorchGenerator(TorchBackend):
 
     def _in_flight(self) -> InFlight | None:
         if (beams := self._chooser.config.num_beams or 1) > 1:
-            self.note = f"{beams} beams: static batches"
+            self.note = f"static batches, because of {beams} beams"
             return None
         before = self._model.config._attn_implementation
         try:
