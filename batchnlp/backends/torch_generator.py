@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
 from batchnlp.backends.canary import compare
 from batchnlp.backends.decoding import Chooser
-from batchnlp.backends.generation import Job
+from batchnlp.backends.generation import Job, answer_limits
 from batchnlp.backends.in_flight import InFlight
 from batchnlp.backends.packed_attention import Unsupported
 from batchnlp.backends.slots import SlotModel
@@ -71,10 +70,7 @@ class TorchGenerator(TorchBackend):
         return self.engine.run(feed, self._job, self.aborted, self.on_batch)
 
     def _job(self, key: Any, pieces: Pieces) -> Job:
-        asked = self.decoding.max_new_tokens if pieces.max_new is None else pieces.max_new.astype(np.int64)
-        taken = 1 if self._seq2seq else pieces.lengths
-        room = np.broadcast_to(self._positions - taken, pieces.lengths.shape)
-        limits = np.minimum(np.minimum(asked, self.decoding.max_new_tokens), room)
+        limits = answer_limits(pieces, self.decoding, self._positions, seq2seq=self._seq2seq)
         return Job.of(key, pieces, limits, alike=not self.decoding.sample, prefix=not self._seq2seq)
 
 
