@@ -18,11 +18,13 @@ TASKS = {
     "chat": "batchnlp.tasks.chat:Chat",
 }
 ENCODER, GENERATOR = "batchnlp.backends.torch_encoder:TorchEncoder", "batchnlp.backends.torch_generator:TorchGenerator"
+OPENVINO = "batchnlp.backends.openvino_encoder:make"
 BACKENDS = {  # by the kind of raw answer
     "torch": {
         "scores": ENCODER, "vectors": ENCODER, "token_scores": ENCODER, "span_scores": ENCODER,
         "completions": GENERATOR,
     },
+    "openvino": {"scores": OPENVINO, "vectors": OPENVINO},
 }  # fmt: skip
 RUNNERS = {
     "inline": "batchnlp.engine.inline:InlineRunner",

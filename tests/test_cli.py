@@ -159,7 +159,8 @@ def test_a_job_file_is_the_one_off(tmp_path: Path, corpus: Corpus, classifier: s
     source, spec = corpus(), tmp_path / "job.yaml"
     spec.write_text(json.dumps({
         "source": {"path": str(source), "id": "doc_id"}, "task": {"kind": "classify", "model": classifier},
-        "engine": {"runner": "inline", "dtype": "float32", "device": "cpu"}, "output": {"path": str(tmp_path / "a")},
+        "engine": {"runner": "inline", "dtype": "float32", "device": "cpu", "backend": "torch"},
+        "output": {"path": str(tmp_path / "a")},
     }))  # fmt: skip
     from_file = invoke("run", spec, "--json")
     assert from_file.exit_code == 0, from_file.output

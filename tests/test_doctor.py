@@ -88,19 +88,13 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 def padding_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The padded batch of an encoder attends to its padding."""
-    right = TorchEncoder._one
-
-    def seeing(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])}
+    right = TorchEncoder._inputs
 
     def wrong(self: TorchEncoder, *args: Any) -> Any:
-        handle = self._model.register_forward_pre_hook(seeing, with_kwargs=True)
-        try:
-            return right(self, *args)
-        finally:
-            handle.remove()
+        inputs = right(self, *args)
+        return {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
 
-    monkeypatch.setattr(TorchEncoder, "_one", wrong)
+    monkeypatch.setattr(TorchEncoder, "_inputs", wrong)
 
 
 def no_canary(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,18 +159,31 @@ def test_what_is_wrong_fails(
 def test_a_document_that_only_the_batch_fails_on(
     classifier: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = TorchEncoder._one
+    right = TorchEncoder._inputs
 
     def wrong(self: TorchEncoder, pieces: Pieces, batch: Any, lengths: Any) -> Any:
         if 3 in pieces.doc[batch.index]:
             raise ValueError("no")
         return right(self, pieces, batch, lengths)
 
-    monkeypatch.setattr(TorchEncoder, "_one", wrong)
+    monkeypatch.setattr(TorchEncoder, "_inputs", wrong)
     found = examine(spec(corpus(TEXTS), classifier, tmp_path, kind="classify"))
     assert (found.status, found.compared) == ("different", 11)
     assert [(c.value, c.ok) for c in found.checks if "fail only" in c.what] == [(1, False)]
     assert [(row["id"], row["differs"]) for row in found.apart] == [("00.parquet#3", "no answer")]
+
+
+def test_another_backend_is_held_against_the_same_reference(
+    encoder: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = spec(corpus(TEXTS), encoder, tmp_path, kind="embed")
+    job = job.model_copy(update={"engine": job.engine.model_copy(update={"dtype": "bfloat16", "backend": "openvino"})})
+    found = examine(job)
+    assert (found.status, found.resolved["backend"], found.notes) == ("equal", "openvino", [])
+    padding_is_seen(monkeypatch)
+    found = examine(job)
+    assert found.status == "different"
+    assert "engine.backend=torch" in found.advice
 
 
 # --- what rounding explains

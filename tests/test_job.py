@@ -289,7 +289,7 @@ def identity(model: ModelFiles = MODEL, files: tuple[InputFile, ...] = FILES, **
         {"source__text": "body"},
         {"source__filter": [["lang", "==", "en"]]},
         {"engine__dtype": "float32"},
-        {"engine__backend": "torch"},
+        {"engine__backend": "openvino"},
         {"model": dataclasses.replace(MODEL, weights="w2")},
         {"model": dataclasses.replace(MODEL, tokenizer="t2")},
         {"model": dataclasses.replace(MODEL, config={"hidden_size": 64})},

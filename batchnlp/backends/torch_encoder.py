@@ -39,12 +39,13 @@ class TorchEncoder(TorchBackend):
     """One model on one device."""
 
     def __init__(
-        self, model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None
-    ) -> None:
+        self, model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None, *,
+        dtype: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(resolved, threads)
         self.kind = kind
-        self._model = load_model(model, getattr(torch, resolved.dtype), kind).to(self.device)
-        self._head = Pooler(model, self.device) if kind == "vectors" else None
+        self._model = load_model(model, getattr(torch, dtype or resolved.dtype), kind).to(self.device)
+        self._answer = Answer(self._model, Pooler(model, self.device) if kind == "vectors" else None)
         self._pad = int(self._model.config.pad_token_id or 0)
         self._worked = False
         self._ahead = int(self.device.type == "cuda")  # batches that are launched before the last one is awaited
@@ -107,15 +108,15 @@ class TorchEncoder(TorchBackend):
 
     def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
         """Begin with a batch; its answer comes to host memory by itself, so that its errors show one batch later."""
-        answer = self._one(pieces, batch, lengths)
+        answer = self._answer(**self._inputs(pieces, batch, lengths))
         if self.device.type != "cuda":
             return _Flight(batch, answer, lambda: None)
         host = torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True)
         host.copy_(answer, non_blocking=True)
         return _Flight(batch, host, torch.cuda.current_stream(self.device).record_event().synchronize)
 
-    def _one(self, pieces: Pieces, batch: Batch, lengths: Any) -> Tensor:
-        """[B, labels] logits or [B, H] vectors in float32, on the device."""
+    def _inputs(self, pieces: Pieces, batch: Batch, lengths: Any) -> dict[str, Tensor]:
+        """What the model is called with, [B, L] on the device; a mask only where something is padded."""
         size, n = lengths[batch.index], len(batch.index)
         where = ranges(pieces.starts[batch.index], size)
         full = int(size.min()) == batch.length
@@ -126,10 +127,7 @@ class TorchEncoder(TorchBackend):
             inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device, non_blocking=True)
         if pieces.type_ids is not None:
             inputs["token_type_ids"] = self._padded(pieces.type_ids[where], mask, n, batch.length, 0)
-        out = self._model(**inputs)
-        if self._head is None:
-            return torch.as_tensor(out.logits, dtype=torch.float32)
-        return self._head(out.last_hidden_state, inputs.get("attention_mask"))
+        return inputs
 
     def _padded(self, flat: Any, mask: Any, rows: int, length: int, pad: int) -> Tensor:
         """[B, L] int64 on the device."""
@@ -153,9 +151,7 @@ class TorchEncoder(TorchBackend):
     @property
     def width(self) -> int:
         """Columns of the answer."""
-        if self._head is not None:
-            return self._head.width
-        return int(self._model.config.num_labels)
+        return self._answer.width
 
 
 def _landed(flight: _Flight) -> Any:
@@ -164,10 +160,30 @@ def _landed(flight: _Flight) -> Any:
     return flight.host.numpy().copy()
 
 
-class Pooler:
+class Answer(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """The model with its pooling: [B, labels] logits or [B, width] vectors, in float32."""
+
+    def __init__(self, model: Any, pooler: Pooler | None) -> None:
+        super().__init__()
+        self.model, self.pooler = model, pooler
+        self.width = pooler.width if pooler is not None else int(model.config.num_labels)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """All inputs [B, L]."""
+        more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        out = self.model(input_ids=input_ids, attention_mask=attention_mask, **more)
+        if self.pooler is None:
+            return out.logits.float()
+        return self.pooler(out.last_hidden_state, attention_mask)
+
+
+class Pooler(torch.nn.Module):  # type: ignore[misc]
     """Token states to one vector a piece, as the model's sentence-transformers modules say; Normalize is the task's."""
 
     def __init__(self, model: ModelFiles, device: torch.device) -> None:
+        super().__init__()
         self._modes = next((m["modes"] for m in model.modules if m["type"] == "Pooling"), ["mean"])
         self.width = model.hidden_size * len(self._modes)
         self._dense = torch.nn.Sequential()
@@ -176,12 +192,12 @@ class Pooler:
                 self._dense.append(_dense(model.path, module).to(device))
                 self.width = int(module["out_features"])
 
-    def __call__(self, states_BLH: Tensor, mask_BL: Tensor | None) -> Tensor:
+    def forward(self, states_BLH: Tensor, mask_BL: Tensor | None) -> Tensor:
         """[B, width] float32."""
         states = states_BLH.float()
         parts = [pool(states, mask_BL, mode) for mode in self._modes]
         vectors = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return torch.as_tensor(self._dense(vectors))
+        return self._dense(vectors)
 
 
 def pool(states_BLH: Tensor, mask_BL: Tensor | None, mode: str) -> Tensor:
@@ -193,7 +209,7 @@ def pool(states_BLH: Tensor, mask_BL: Tensor | None, mode: str) -> Tensor:
             return states_BLH[:, -1]
         return states_BLH.mean(1) if mode == "mean" else states_BLH.amax(1)
     if mode == "last":
-        return states_BLH[torch.arange(len(states_BLH), device=states_BLH.device), mask_BL.sum(1) - 1]
+        return states_BLH[torch.arange(states_BLH.shape[0], device=states_BLH.device), mask_BL.sum(1) - 1]
     real = mask_BL[:, :, None].to(states_BLH.dtype)
     if mode == "mean":
         return (states_BLH * real).sum(1) / real.sum(1)

@@ -51,7 +51,7 @@ def apply(
     worker: Task = registry.load(registry.TASKS, kind)(files, spec.task)
     result = _beside(texts, data if isinstance(data, pa.Table) else None, worker)
     hardware = devices.probe_hardware()
-    resolved = devices.resolve(spec.engine, files, hardware)
+    resolved = devices.resolve(spec.engine, files, hardware, worker.needs)
     backend = registry.backend(files, resolved, worker, hardware.cpus)
     worker.prepare(backend.forward)
     encoded = worker.encode(Docs.of(texts, result))

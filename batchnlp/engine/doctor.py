@@ -97,7 +97,7 @@ class _Examination:
     def __init__(self, prepared: Prepared, rows: int, listen: Listen, *, sampled: bool) -> None:
         self._prepared, self._listen = prepared, listen
         hardware = devices.probe_hardware()
-        self._resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware)
+        self._resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware, prepared.task.needs)
         _, self._threads = devices.share(hardware, self._resolved.device, prepared.spec.engine.replicas)
         self._docs = sample(prepared, rows)
         self._notes = ["sampling is off here: the draws are the rows' own, whatever the batch"] if sampled else []

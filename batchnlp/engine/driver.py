@@ -160,12 +160,12 @@ class _Run:
         """The fixed plan; made now if this is the first start."""
         hardware = devices.probe_hardware()
         if self.ledger.plan_tree() is None:
-            resolved = devices.resolve(self.spec.engine, self.prepared.model, hardware)
+            resolved = devices.resolve(self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
             replicas, _ = devices.share(hardware, resolved.device, self.spec.engine.replicas)
             plan = make_plan(self.prepared, replicas)
             self.ledger.create_plan(plan, self.prepared.facts, resolved, self.prepared.about)
         plan, stored = self.ledger.plan()
-        resolved = devices.resume(stored, self.spec.engine, self.prepared.model, hardware)
+        resolved = devices.resume(stored, self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
         self.replicas, threads = devices.share(hardware, resolved.device, self.spec.engine.replicas)
         return plan, resolved, threads
 

@@ -58,7 +58,7 @@ class Estimate:
 def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> Estimate:
     """Look at the corpus and the model; nothing is written."""
     hardware = devices.probe_hardware()
-    resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware)
+    resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware, prepared.task.needs)
     replicas, threads = devices.share(hardware, resolved.device, prepared.spec.engine.replicas)
     plan = make_plan(prepared, replicas)
     full = full or plan.rows <= SAMPLE

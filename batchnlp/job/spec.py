@@ -210,7 +210,10 @@ class EngineSpec(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it."
     )
-    backend: Literal["auto", "torch"] = Field("auto", description="What runs the model.")
+    backend: Literal["auto", "torch", "openvino"] = Field(
+        "auto",
+        description="What runs the model; auto: for encoders on a CPU OpenVINO, where it is installed, else torch.",
+    )
     tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Padded tokens in a batch; a longer document is a batch of its own."
     )
