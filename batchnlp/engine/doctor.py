@@ -27,8 +27,10 @@ from batchnlp.engine.equality import (
     allowed,
     compare,
     cosines,
+    deviations,
     distances,
     farthest,
+    largest,
     margin,
 )
 from batchnlp.engine.planner import SHARD_BYTES, Prepared, prepare
@@ -176,19 +178,23 @@ class _Examination:
         owners = _owners(encoded.pieces, raw)
         rows = np.isin(owners, both)
         values, wanted, coarse = (way.rounds[0][1].values[rows] for way in (mine, alone, rounded))
-        measure = self._vectors if raw.kind == "vectors" else self._outputs
-        moved = set(owners[rows][measure(values, wanted, coarse)].tolist())
+        off = (
+            self._vectors(values, wanted, coarse)
+            if raw.kind == "vectors"
+            else self._outputs(raw.kind, values, wanted, coarse)
+        )
+        moved = set(owners[rows][off].tolist())
         self._columns(mine.table, alone.table, rounded.table, both, moved)
         if raw.executed == raw.tokens:
             self._notes.append("no sequence of the sample was padded; --rows more, for documents of different lengths")
         return len(both)
 
-    def _outputs(self, values: Float32, wanted: Float32, coarse: Float32) -> Any:
+    def _outputs(self, kind: str, values: Float32, wanted: Float32, coarse: Float32) -> Any:
         """[rows] whether a row is too far off."""
-        noise = None if self._exact else farthest(coarse, wanted)
-        limit = allowed(noise, max(1.0, float(np.abs(wanted).max())))
-        self._check("largest difference of model outputs", farthest(values, wanted), limit)
-        return np.abs(values - wanted).max(1) > limit
+        far, noise = deviations(kind, values, wanted), float(deviations(kind, coarse, wanted).max())
+        limit = allowed(None if self._exact else noise, largest(kind, wanted))
+        self._check("largest difference of model outputs", float(far.max()), limit)
+        return far > limit
 
     def _vectors(self, values: Float32, wanted: Float32, coarse: Float32) -> Any:
         """[rows] whether a vector is too far off."""
