@@ -176,8 +176,9 @@ class _Examination:
         if not both:
             return 0
         owners = _owners(encoded.pieces, raw)
-        rows = np.isin(owners, both)
-        values, wanted, coarse = (way.rounds[0][1].values[rows] for way in (mine, alone, rounded))
+        raws = [way.rounds[0][1].values for way in (mine, alone, rounded)]
+        rows = np.isin(owners, both) & np.all([np.isfinite(values).all(1) for values in raws], axis=0)
+        values, wanted, coarse = (values[rows] for values in raws)
         off = (
             self._vectors(values, wanted, coarse)
             if raw.kind == "vectors"
