@@ -272,6 +272,7 @@ class Part:
     executed: int
     seconds: dict[str, float]  # encode, forward, write
     codes: dict[str, int] = field(default_factory=dict)  # dead letters by code
+    note: str = ""  # what the backend did otherwise than it would, and why
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ but it has the shape of the original, and goes the same way through batchnlp. `-
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,16 @@ STAND_INS: dict[str, tuple[str, str, str, dict[str, Any], str, int]] = {
 }  # fmt: skip
 
 
-def train_tokenizer() -> Tokenizer:
-    """Byte-level BPE on the corpus."""
+def train_tokenizer(texts: Iterable[str], size: int, special: Sequence[str]) -> Tokenizer:
+    """Byte-level BPE of `size` tokens, the special ones first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(pq.read_table(CORPUS, columns=["text"])["text"].to_pylist(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
@@ -101,7 +102,8 @@ def build(name: str, target: Path, tokenizer: Tokenizer) -> None:
 def main(target: str = "models") -> None:
     """All of them, below `target`."""
     tf.utils.logging.disable_progress_bar()
-    tokenizer = train_tokenizer()
+    texts = pq.read_table(CORPUS, columns=["text"])["text"].to_pylist()
+    tokenizer = train_tokenizer(texts, VOCABULARY, SPECIAL)
     for name, (original, *_) in STAND_INS.items():
         build(name, Path(target) / name, tokenizer)
         sys.stdout.write(f"{target}/{name} stands for {original}\n")

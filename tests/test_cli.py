@@ -32,6 +32,7 @@ FLAGS = {
     "chat": sorted([*ONE_OFF, "--prompt", "--system", "--max-new-tokens"]),
     "run": ["--help", "--json", "--mode", "--set"],
     "plan": ["--full", "--help", "--json", "--probe", "--set"],
+    "doctor": ["--help", "--json", "--rows", "--set"],
     "status": ["--help", "--json"],
     "verify": ["--help", "--json"],
     "collect": ["--format", "--help", "--json", "--output"],

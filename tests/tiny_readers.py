@@ -12,7 +12,7 @@ from typing import Any
 
 import tiny
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
     BertConfig,
@@ -20,6 +20,8 @@ from transformers import (
     BertForTokenClassification,
     PreTrainedTokenizerFast,
 )
+
+from jobs.models import train_tokenizer
 
 SCRIPTS = [
     "Zoë Müller ate a naïve café crème in Ångström",
@@ -67,15 +69,7 @@ def _framed(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _bytes() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(tiny.texts(200), trainer)
-    return _framed(tokenizer)
+    return _framed(train_tokenizer(tiny.texts(200), 400, SPECIAL))
 
 
 def _unigram() -> Tokenizer:

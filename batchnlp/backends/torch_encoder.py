@@ -75,7 +75,6 @@ class TorchEncoder(TorchBackend):
     ) -> None:  # fmt: skip
         super().__init__(resolved, threads)
         self.kind = kind
-        self.note = ""
         self._model = load_model(model, getattr(torch, dtype or resolved.dtype), kind).to(self.device)
         self._answer = Answer(self._model, kind, Pooler(model, self.device) if kind == "vectors" else None)
         self._pad = int(self._model.config.pad_token_id or 0)

@@ -32,6 +32,7 @@ class TorchBackend:
             torch.set_num_threads(threads)
         self.device = torch.device(resolved.device)
         self.tokens_per_batch = resolved.tokens_per_batch
+        self.note = ""  # what it does otherwise than it would, and why: for the run's summary
         self.on_batch: OnBatch = lambda rows, tokens, executed, seconds: None
         self.aborted: Callable[[], bool] = lambda: False
 

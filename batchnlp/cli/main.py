@@ -181,6 +181,18 @@ def plan(spec: str, settings: tuple[str, ...], full: bool, probe: bool, as_json:
 
 
 @main.command()
+@click.argument("spec")
+@set_option
+@click.option("--rows", type=click.IntRange(min=1), default=32, help="Documents to compare; 32 without it.")
+@json_option
+def doctor(spec: str, settings: tuple[str, ...], rows: int, as_json: bool) -> None:
+    """Tell whether batches, dtype and backend change the answers of the job in SPEC; exit 1 if they do."""
+    from batchnlp.cli.doctor import show_diagnosis
+
+    sys.exit(show_diagnosis(spec, settings, rows, as_json))
+
+
+@main.command()
 @click.argument("out")
 @json_option
 def status(out: str, as_json: bool) -> None:

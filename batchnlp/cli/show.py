@@ -113,6 +113,7 @@ def print_summary(r: RunResult) -> None:
             f"write {s['write']:.1f} s · idle {s['idle']:.1f} s · total {s['total']:.1f} s "
             "(stages overlap)",
         ]  # fmt: skip
+    lines += r.notes
     if r.resumed:
         lines.append(f"{r.resumed} shards were done before, {r.shards} now")
     for line in lines:

@@ -85,7 +85,7 @@ class PartWriter:
         self._control, self._fp8 = f"_batchnlp/{fingerprint}", fingerprint[:8]
 
     def write(self, shard: int, attempt: str, table: pa.Table, dead: pa.Table, measured: dict[str, Any]) -> Part:
-        """Write all files of a shard, fsync them, then `part.json`. `measured` fills tokens, executed and seconds."""
+        """Write all files of a shard, fsync them, then `part.json`. `measured` fills tokens, executed, seconds and note."""
         folder = self._store.path(staging_folder(self._control, shard, attempt))
         with explain_full(self._store.root):
             files = [self._file(folder, name, t, kind) for name, t, kind in self._tables(shard, table, dead)]
@@ -158,5 +158,5 @@ def _quote(value: str | None) -> str:
 
 def part_from_json(tree: dict[str, Any]) -> Part:
     """The Part in a `part.json` or a commit."""
-    fields = {name: tree[name] for name in Part.__dataclass_fields__}
-    return Part(**{**fields, "files": tuple(PartFile(**f) for f in tree["files"])})
+    fields = {name: tree[name] for name in Part.__dataclass_fields__ if name != "note"}
+    return Part(**{**fields, "note": tree.get("note", ""), "files": tuple(PartFile(**f) for f in tree["files"])})

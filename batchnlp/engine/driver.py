@@ -84,6 +84,7 @@ class RunResult:
     codes: dict[str, int] = field(default_factory=dict)
     message: str = ""
     resolved: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what a backend did otherwise than it would, and why
 
 
 Listener = Callable[[Progress], None]
@@ -284,4 +285,5 @@ class _Run:
                 "total": round(time.monotonic() - self.began, 3),
             },
             codes=total["codes"], message=message, resolved={**asdict(resolved), "replicas": self.replicas},
+            notes=sorted({part.note for part in self.parts.values()} - {""}),
         )  # fmt: skip

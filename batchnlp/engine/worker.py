@@ -199,6 +199,7 @@ class Worker:
             began = perf_counter()
             table, dead = self._results(item)
             measured = {"tokens": item.tokens, "executed": item.executed, "seconds": item.seconds}
+            measured["note"] = self._backend.note
             item.seconds["write"] = perf_counter() - began
             part = self._writer.write(item.shard.index, uuid.uuid4().hex[:12], table, dead, measured)
             if part.ids_hash != f"{ids_hash(item.docs.ids):016x}":

@@ -229,7 +229,8 @@ class EngineSpec(Section):
         "auto", description="auto: bfloat16 where the hardware computes in it."
     )
     backend: Literal["auto", "torch", "openvino"] = Field(
-        "auto", description="What runs the model; auto: for encoders on a CPU OpenVINO, where it is installed, else torch."
+        "auto",
+        description="What runs the model; auto: for encoders on a CPU OpenVINO, where it is installed, else torch.",
     )
     tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Padded tokens in a batch; a longer document is a batch of its own."
