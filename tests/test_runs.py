@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,20 +21,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from processes import DEADLINE, commits, start, wait_for_commits
 
 import batchnlp
 from batchnlp import registry
 from batchnlp.backends.device import usable_cpus
 from batchnlp.data.collect import tables
-from batchnlp.data.ledger import open_ledgers
 from batchnlp.data.verify import verify
 from batchnlp.engine.driver import Progress, RunResult
-from batchnlp.engine.signals import Interrupt, Interrupted, keep_signals, watch_signals
-from batchnlp.errors import SourceError, UsageError
+from batchnlp.engine.signals import Interrupt, keep_signals, watch_signals
+from batchnlp.errors import Interrupted, SourceError, UsageError
 
 ROWS = 1000
 PER_SHARD = 5
-DEADLINE = 120  # seconds after which a wait is a failure
 
 
 @pytest.fixture(scope="module")
@@ -79,29 +77,6 @@ def undisturbed(docs: Path, classifier: str, tmp_path_factory: pytest.TempPathFa
     assert (result.status, result.rows, result.dead, result.shards) == ("done", ROWS, 3, ROWS // PER_SHARD)
     assert result.codes == {"null_text": 1, "empty_text": 1, "blank_text": 1}
     return table(out)
-
-
-def start(tmp_path: Path, spec: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
-    """The job in a process of its own."""
-    file = tmp_path / "job.yaml"
-    file.write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "batchnlp", "run", str(file), "--json"]
-    environ = os.environ | environment
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
-
-
-def wait_for_commits(out: Path, count: int, process: subprocess.Popen[str]) -> None:
-    """Until so many shards are committed."""
-    limit = time.monotonic() + DEADLINE
-    while len(list(out.glob("_batchnlp/*/commits/*.json"))) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit, "no commits"
-        time.sleep(0.01)
-
-
-def commits(out: Path) -> dict[int, str]:
-    """Shard and attempt of every commit."""
-    return {shard: part.attempt for ledger in open_ledgers(str(out)) for shard, part in ledger.commits().items()}
 
 
 def assert_resumes(spec: dict[str, Any], out: Path, undisturbed: pa.Table) -> RunResult:
@@ -313,8 +288,10 @@ def test_second_signal_leaves_at_once(docs: Path, classifier: str, tmp_path: Pat
     while "finishing" not in (line := process.stderr.readline()):
         assert line, "ended without a word"
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    stdout, _ = process.communicate(timeout=10)
     assert process.returncode == 130
+    last = json.loads(stdout)
+    assert (last["status"], last["exit_code"]) == ("stopped", 130), "programs are told too"
     assert not list(out.glob("part-*"))
     assert not (out / "_SUCCESS").exists()
 
@@ -334,6 +311,7 @@ def test_second_signal_leaves_although_a_child_has_just_gone(monkeypatch: pytest
         raise SystemExit(code)
 
     last, interrupt = Child(), Interrupt()
+    interrupt.defer()
     monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: [Gone(), last])
     monkeypatch.setattr(os, "_exit", leave)
     interrupt.handle(signal.SIGINT, None)
@@ -351,6 +329,7 @@ def start_as_ray_does(meanwhile: list[signal.Signals]) -> None:
 
 def test_a_signal_that_ray_s_own_handler_took_is_ours_again() -> None:
     with watch_signals() as interrupt:
+        interrupt.defer()
         ours = signal.getsignal(signal.SIGTERM)
         start_as_ray_does([])
         assert signal.getsignal(signal.SIGTERM) == ours

@@ -11,12 +11,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
 
 from batchnlp import __version__
-from batchnlp.errors import BatchnlpError
+from batchnlp.errors import BatchnlpError, Interrupted
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 Command = Callable[..., Any]
@@ -50,15 +51,16 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """The CLI's border: nothing but a bug of ours leaves it as a traceback."""
+        from batchnlp.engine.signals import watch_signals
+
         try:
-            return super().invoke(ctx)
+            with watch_signals(lambda error: _last_words(ctx, error)):
+                return super().invoke(ctx)
         except BatchnlpError as error:
-            click.echo(f"batchnlp: {error}", err=True)
+            if not isinstance(error, Interrupted):  # which has said so when it came
+                _say(f"batchnlp: {error}")
             _tell(ctx, error, error.exit_code, error.message, error.hint)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt as error:
-            _tell(ctx, error, 130, "interrupted", "the same command resumes it")
-            ctx.exit(130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
@@ -68,17 +70,34 @@ class Group(click.Group):
         except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # noqa: BLE001 - the CLI's border: what nobody foresaw is told whole, with its own exit code
-            click.echo(f"{traceback.format_exc()}batchnlp: this is a bug; what is committed is safe", err=True)
+            _say(f"{traceback.format_exc()}batchnlp: this is a bug; what is committed is safe")
             what = f"{type(error).__name__}: {error}"
             _tell(ctx, error, BatchnlpError.exit_code, what, "this is a bug; what is committed is safe")
             ctx.exit(BatchnlpError.exit_code)
 
 
+def _say(text: str) -> None:
+    """A message on stderr, whether or not somebody listens."""
+    with suppress(OSError):
+        click.echo(text, err=True)
+
+
 def _tell(ctx: click.Context, error: BaseException, exit_code: int, message: str, hint: str = "") -> None:
     """With --json, the error as the last line on stdout."""
     if ctx.obj:
-        tree = {"status": "error", "exit_code": exit_code, "error": type(error).__name__}
-        click.echo(json.dumps({**tree, "message": message, "hint": hint}))
+        click.echo(_json_of(error, exit_code, message, hint))
+
+
+def _last_words(ctx: click.Context, error: Interrupted) -> None:
+    """The same from a signal handler, which must not meddle with sys.stdout."""
+    if ctx.obj:
+        os.write(1, f"{_json_of(error, error.exit_code, error.message, error.hint)}\n".encode())
+
+
+def _json_of(error: BaseException, exit_code: int, message: str, hint: str) -> str:
+    status = "stopped" if isinstance(error, Interrupted) else "error"
+    tree = {"status": status, "exit_code": exit_code, "error": type(error).__name__, "message": message, "hint": hint}
+    return json.dumps(tree)
 
 
 @click.group(cls=Group, context_settings=CONTEXT)

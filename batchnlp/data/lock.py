@@ -88,6 +88,7 @@ class Lock:
     def __init__(self, store: LocalStore, invocation: str) -> None:
         self._store = store
         self._mine = Holder.me(invocation)
+        self._taken = False
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._count, name="lock-beat", daemon=True)
 
@@ -106,7 +107,9 @@ class Lock:
         self._thread.start()
 
     def release(self) -> None:
-        """Give the lock back, if it is still ours."""
+        """Give the lock back, if it is ours, and still is."""
+        if not self._taken:
+            return
         self._released.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -143,6 +146,7 @@ class Lock:
         return _holder(self._store)
 
     def _write(self) -> None:
+        self._taken = True
         self._store.replace(NAME, to_json(asdict(self._mine)))
 
     @contextmanager

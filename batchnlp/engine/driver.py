@@ -19,9 +19,9 @@ from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, 
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan, prepare
-from batchnlp.engine.signals import Interrupt, Interrupted, watch_signals
+from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.engine.worker import WorkerSetup
-from batchnlp.errors import OutputError
+from batchnlp.errors import Interrupted, OutputError
 from batchnlp.job.identity import differences
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import Part, Plan, Resolved
@@ -90,18 +90,20 @@ Listener = Callable[[Progress], None]
 
 
 def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResult:
-    """Run a job to its end, or resume it. Raises UsageError before anything is written, LockedError, StoppedError."""
+    """Run a job to its end, or resume it. Raises UsageError before any result is written, LockedError, StoppedError,
+    and Interrupted where a signal comes before there is a plan."""
     began = time.monotonic()
-    prepared = prepare(spec)
-    store = LocalStore(spec.output.path)
-    refuse_other_runs(prepared, store)
-    lock = Lock(store, invocation := uuid.uuid4().hex[:12])
-    lock.acquire()
-    try:
-        with watch_signals() as interrupt:
+    with watch_signals() as interrupt:
+        prepared = prepare(spec)
+        store = LocalStore(spec.output.path)
+        refuse_other_runs(prepared, store)
+        lock = Lock(store, invocation := uuid.uuid4().hex[:12])
+        try:
+            lock.acquire()
             return _Run(prepared, store, invocation, listen, began, interrupt).run()
-    finally:
-        lock.release()
+        finally:
+            interrupt.defer()
+            lock.release()
 
 
 def refuse_other_runs(prepared: Prepared, store: LocalStore) -> None:
@@ -169,18 +171,11 @@ class _Run:
         return plan, resolved, threads
 
     def _compute(self, plan: Plan, resolved: Resolved, threads: int, left: list[Any]) -> None:
-        if self.interrupt.signal:
-            return
-        setup = WorkerSetup(
-            self.spec, self.prepared.model, plan, resolved, self.prepared.source.schema, self._spool(), threads
-        )
-        factory = registry.load(registry.RUNNERS, self.spec.engine.runner)
-        if self.spec.engine.runner == "inline":
-            self.replicas = 1
         try:
-            runner: Runner = factory(setup, left, self.replicas, self.spec.engine.address)
+            runner = self._start(plan, resolved, threads, left)
         except Interrupted:
             return
+        self.interrupt.defer()
         try:
             while not self.interrupt.signal and not runner.ready(0.2):
                 self._report(runner, plan, "starting")
@@ -190,6 +185,16 @@ class _Run:
                 self.counters = runner.progress() or self.counters
         finally:
             runner.close()
+
+    def _start(self, plan: Plan, resolved: Resolved, threads: int, left: list[Any]) -> Runner:
+        schema, spool = self.prepared.source.schema, self._spool()
+        setup = WorkerSetup(self.spec, self.prepared.model, plan, resolved, schema, spool, threads)
+        factory = registry.load(registry.RUNNERS, self.spec.engine.runner)
+        if self.spec.engine.runner == "inline":
+            self.replicas = 1
+        else:
+            self.interrupt.defer()
+        return factory(setup, left, self.replicas, self.spec.engine.address)  # type: ignore[no-any-return]
 
     def _loop(self, runner: Runner, plan: Plan) -> None:
         deadline, interrupt = 0.0, self.interrupt
