@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -214,15 +216,65 @@ def test_two_nodes(ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path
 
 
 @pytest.mark.skipif(usable_cpus() < 2, reason="half of one CPU is one")
-def test_a_replica_that_no_node_can_hold_is_refused(
-    ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path
+def test_a_replica_that_no_node_can_hold_waits_for_one_that_can(
+    ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray itself would wait for ever."""
+    """As an autoscaler brings one; where none comes, Ray itself would wait for ever."""
+    from batchnlp.engine import ray_runner
+
     spec = job(docs, tmp_path / "out", classifier, "ray", replicas=1, address=ray_cluster.address)
     cpus, half = usable_cpus(), usable_cpus() // 2
-    want = rf"asks for {cpus} CPUs \+ 0 GPUs, and no node .* has them: 2 x {half} CPUs \+ 0 GPUs \(with more engine\.replicas"
-    with pytest.raises(UsageError, match=want):
-        batchnlp.run(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_runner, "ROOM_SECONDS", 0.0)
+        want = (
+            rf"asks for {cpus} CPUs \+ 0 GPUs, and no node .* has them: 2 x {half} CPUs .* \(with more engine\.replicas"
+        )
+        with pytest.raises(UsageError, match=want):
+            batchnlp.run(spec)
+    notes: list[str] = []
+
+    def scale(progress: Progress) -> None:
+        if not notes:
+            ray_cluster.add_node(num_cpus=cpus)
+        notes.append(progress.note)
+
+    assert batchnlp.run(spec, scale).status == "done"
+    assert notes[0] == f"waiting for a node with {cpus} CPUs + 0 GPUs"
+    assert "starting" in notes, "then it loads its model like any other"
+
+
+def test_a_replica_lost_while_stopping_has_no_successor(docs: Path, classifier: str, tmp_path: Path) -> None:
+    spec = job(one_shard(docs, tmp_path), out := tmp_path / "out", classifier, "ray", replicas=1, tokens_per_batch=1)
+    spec["source"]["rows_per_shard"] = 30 * ROWS
+    process = start(tmp_path, spec)
+    wait_for_line(process, COMPUTES)
+    process.send_signal(signal.SIGTERM)
+    wait_for_line(process, "finishing")
+    (victim,) = replicas_of(process.pid)
+    victim.kill()
+    victim.wait(DEADLINE)
+    while process.poll() is None:
+        assert not [title for title in titles(process.pid) if "ray::Replica" in title]
+        time.sleep(0.05)
+    assert process.returncode == 143
+    assert commits(out) == {}
+
+
+def one_shard(docs: Path, tmp_path: Path) -> Path:
+    """Thirty thousand rows: with one document a batch, half a minute at least."""
+    many = tmp_path / "many.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(docs)] * 30), many)
+    return many
+
+
+COMPUTES = r" [1-9][\d,]* tokens/s"
+
+
+def wait_for_line(process: subprocess.Popen[str], pattern: str) -> None:
+    """Until the process says so on stderr."""
+    assert process.stderr is not None
+    while not re.search(pattern, line := process.stderr.readline()):
+        assert line, f"ended without {pattern}"
 
 
 @pytest.mark.parametrize(
@@ -274,19 +326,13 @@ def test_a_second_run_is_locked_out(docs: Path, classifier: str, tmp_path: Path)
 
 
 def test_second_signal_leaves_at_once(docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
-    """With one shard of thirty thousand rows under way, which the first signal would wait for."""
-    many = tmp_path / "many.parquet"
-    pq.write_table(pa.concat_tables([pq.read_table(docs, columns=["text"])] * 30), many)
-    spec = job(many, out := tmp_path / "out", classifier)
-    spec["source"] = {"path": str(many), "rows_per_shard": 30 * ROWS}
-    spec["engine"]["tokens_per_batch"] = 1  # one document a batch: half a minute at least
+    """With one shard under way, which the first signal would wait for."""
+    spec = job(one_shard(docs, tmp_path), out := tmp_path / "out", classifier, tokens_per_batch=1)
+    spec["source"]["rows_per_shard"] = 30 * ROWS
     process = start(tmp_path, spec)
-    assert process.stderr is not None
-    while "docs/s" not in (line := process.stderr.readline()):
-        assert line, "ended before its first line of progress"
+    wait_for_line(process, COMPUTES)
     process.send_signal(signal.SIGINT)
-    while "finishing" not in (line := process.stderr.readline()):
-        assert line, "ended without a word"
+    wait_for_line(process, "finishing")
     process.send_signal(signal.SIGINT)
     stdout, _ = process.communicate(timeout=10)
     assert process.returncode == 130

@@ -33,6 +33,9 @@ class Runner(Protocol):
     def ready(self, timeout: float) -> bool:
         """Whether work has begun, which it has when the first worker has loaded its model."""
 
+    def note(self) -> str:
+        """What keeps work from beginning, if it is anything out of the ordinary."""
+
     def wait(self, timeout: float) -> list[Part]:
         """Parts that got done."""
 
@@ -178,7 +181,7 @@ class _Run:
         self.interrupt.defer()
         try:
             while not self.interrupt.signal and not runner.ready(0.2):
-                self._report(runner, plan, "starting")
+                self._report(runner, plan, runner.note() or "starting")
             self.first = self.last = time.monotonic()
             if not self.interrupt.signal:
                 self._loop(runner, plan)
