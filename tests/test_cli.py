@@ -31,7 +31,7 @@ FLAGS = {
     "plan": ["--full", "--help", "--json", "--probe", "--set"],
     "status": ["--help", "--json"],
     "verify": ["--help", "--json"],
-    "collect": ["--format", "--help", "--json", "--output"],
+    "collect": ["--dead", "--format", "--help", "--json", "--output"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
         "seconds"}  # fmt: skip
@@ -385,8 +385,76 @@ def test_collect_writes_beside_the_output(tmp_path: Path, corpus: Corpus, classi
     out = tmp_path / "out"
     classify(corpus(), out, classifier)
     result = invoke("collect", out, "--format", "csv", "--json")
-    assert last_json(result) == {"status": "done", "rows": 25, "file": str(tmp_path / "out.csv"), "format": "csv"}
+    want = {"status": "done", "rows": 25, "dead": 0, "file": str(tmp_path / "out.csv"), "format": "csv"}
+    assert last_json(result) == want
+    assert "dead" not in result.stderr
     assert (tmp_path / "out.csv").read_text().count("\n") == 26
     refused = invoke("collect", out, "-o", "-", "--format", "parquet")
     assert refused.exit_code == 2
     assert "Parquet cannot go to stdout" in refused.stderr
+
+
+def test_collect_tells_of_dead_letters_and_writes_them_too(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    classify(corpus(BAD), out, classifier, "--set", "limits.max_failed=3", "--set", "source.rows_per_shard=4")
+    result = invoke("collect", out)
+    assert result.stderr.splitlines()[-1] == (
+        f"3 dead letters beside them: batchnlp collect {out} --dead tells which, and why"
+    )
+    assert f"batchnlp collect {out} --dead -o -" in invoke("status", out).stdout
+    dead = invoke("collect", out, "--dead", "-o", "-")
+    rows = [json.loads(line) for line in dead.stdout.splitlines()]
+    assert [(row["id"], row["code"]) for row in rows] == [
+        ("doc-007", "null_text"), ("doc-008", "empty_text"), ("doc-009", "blank_text"),
+    ]  # fmt: skip
+    assert dead.stderr == "3 dead letters in stdout\n"
+    for suffix in ("parquet", "csv"):
+        assert last_json(invoke("collect", out, "--dead", "--format", suffix, "--json"))["rows"] == 3
+        assert (tmp_path / f"out.dead.{suffix}").is_file()
+    assert pq.read_table(tmp_path / "out.dead.parquet")["row"].to_pylist() == [7, 8, 9]
+
+
+@pytest.mark.parametrize("name", ["all.txt", "all", "all.csv.gz"])
+def test_collect_guesses_no_format(tmp_path: Path, corpus: Corpus, classifier: str, name: str) -> None:
+    out = tmp_path / "out"
+    classify(corpus(), out, classifier)
+    result = invoke("collect", out, "-o", tmp_path / name)
+    assert result.exit_code == 2
+    assert f"the name {tmp_path / name} says no format (end it in .parquet, .csv or .jsonl" in result.stderr
+    assert not (tmp_path / name).exists()
+    assert invoke("collect", out, "-o", tmp_path / name, "--format", "csv").exit_code == 0
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "flipped"])
+def test_collect_of_a_broken_part_is_one_line_and_its_hint_works(
+    tmp_path: Path, corpus: Corpus, classifier: str, damage: str
+) -> None:
+    out, source = tmp_path / "out", corpus()
+    classify(source, out, classifier)
+    want = rows_of(out)
+    path = next(out.glob("part-*"))
+    data = bytearray(path.read_bytes())
+    data[60] ^= 0xFF
+    path.write_bytes({"gone": b"", "short": data[:-1], "flipped": data}[damage])
+    if damage == "gone":
+        path.unlink()
+    result = invoke("collect", out)
+    assert result.exit_code == 3
+    assert len(result.stderr.splitlines()) == 1
+    what = {"gone": "was committed and is gone", "short": "bytes instead of", "flipped": "is damaged"}[damage]
+    assert result.stderr.startswith(f"batchnlp: {path} ")
+    assert what in result.stderr
+    assert what in invoke("verify", out).stderr
+    if damage != "flipped":  # a resume looks at names and sizes
+        assert what in classify(source, out, classifier).stderr
+    commit = re.search(r"remove (\S+) and run the job again", result.stderr)
+    assert commit
+    Path(commit[1]).unlink()
+    assert classify(source, out, classifier).exit_code == 0
+    assert rows_of(out) == want
+
+
+def test_nothing_is_cut_off_where_there_is_no_terminal(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / ("long" * 30) / ("name" * 30)
+    classify(corpus(BAD), out, classifier)
+    assert f"collect {out} --dead" in invoke("status", out).stdout

@@ -220,12 +220,13 @@ def verify(out: str, as_json: bool) -> None:
 @click.option(
     "--format", "format_", type=click.Choice(["parquet", "csv", "jsonl"]), help="By the file's name without it."
 )
+@click.option("--dead", is_flag=True, help="The dead letters instead: which rows have no result, and why.")
 @json_option
-def collect(out: str, output: str | None, format_: str | None, as_json: bool) -> None:
+def collect(out: str, output: str | None, format_: str | None, dead: bool, as_json: bool) -> None:
     """Write the results in OUT as one table, in input order."""
     from batchnlp.cli.look import write_collected
 
-    write_collected(out, output, format_, as_json)
+    write_collected(out, output, format_, dead, as_json)
 
 
 if __name__ == "__main__":

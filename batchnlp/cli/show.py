@@ -17,9 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from batchnlp.engine.driver import Progress, RunResult
+from batchnlp.types import many
 
 FIRST_PLAIN = 5.0  # seconds until the first plain line; each wait is half as long again, up to
 LAST_PLAIN = 60.0
+WIDE = 10_000  # columns: off a terminal a line is as long as it is
 
 
 def console(*, stderr: bool = True) -> Console:
@@ -88,6 +90,8 @@ class LiveLine:
 
     def update(self, progress: Progress) -> None:
         """Draw or print."""
+        if progress.message:
+            self._console.print(Text(progress.message))
         if self._live.is_started:
             self._live.update(Text(line_of(progress), overflow="ellipsis", no_wrap=True))
         elif progress.seconds >= self._next:
@@ -99,7 +103,8 @@ class LiveLine:
 def print_summary(r: RunResult) -> None:
     """How the run went, on stderr."""
     s = r.seconds
-    lines = [f"{r.status}: {r.rows:,} rows = {r.rows - r.dead:,} results + {r.dead:,} dead letters in {r.output}"]
+    total = f"{many(r.rows, 'row')} = {many(r.rows - r.dead, 'result')} + {many(r.dead, 'dead letter')}"
+    lines = [f"{r.status}: {total} in {r.output}"]
     if r.message:
         lines.append(r.message)
     if r.codes:
@@ -114,14 +119,21 @@ def print_summary(r: RunResult) -> None:
             "(stages overlap)",
         ]  # fmt: skip
     if r.resumed:
-        lines.append(f"{r.resumed} shards were done before, {r.shards} now")
+        lines.append(f"shards: {r.resumed:,} done before, {r.shards:,} now")
+    if r.replaced:
+        lines.append(f"replaced: {', '.join(f'run {run}' for run in r.replaced)}")
     for line in lines:
         message(line)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A small table on stdout."""
-    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    """A small table on stdout; nothing in it is cut off."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, show_header=any(columns))
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row))
-    console(stderr=False).print(table)
+    out = console(stderr=False)
+    if not out.is_terminal:
+        out.width = WIDE
+    out.print(table)

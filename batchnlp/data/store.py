@@ -20,6 +20,10 @@ from typing import Any, Protocol
 
 from batchnlp.errors import OutputError, StoppedError
 
+CONTROL = "_batchnlp"  # the folder of control files; what an output of ours is known by
+TEMPORARY = ".tmp-"
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+
 
 class Store(Protocol):
     """Files below one root, named by '/'-separated relative names."""
@@ -62,7 +66,7 @@ class LocalStore:
         """Exclusive: temporary file, fsync, link."""
         with self._temporary(name, data) as temporary:
             try:
-                os.link(temporary, self.path(name))
+                _link(temporary, self.path(name))
             except FileExistsError:
                 return False
         fsync(os.path.dirname(self.path(name)))
@@ -84,20 +88,21 @@ class LocalStore:
     def names(self, folder: str) -> list[str]:
         """Sorted, temporary files left out."""
         try:
-            return sorted(n for n in os.listdir(self.path(folder)) if not n.startswith(".tmp-"))
+            return sorted(n for n in os.listdir(self.path(folder)) if not n.startswith(TEMPORARY))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
     def publish(self, source: str, name: str) -> None:
         """A hard link: no copy, and the name appears only when the content is whole."""
         target = self.path(name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with explain_full(self.root):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
-            os.link(self.path(source), target)
+            _link(self.path(source), target)
         except FileExistsError:
             if not os.path.samefile(self.path(source), target):  # damaged, and now computed again
-                temporary = os.path.join(os.path.dirname(target), f".tmp-{uuid.uuid4().hex}")
-                os.link(self.path(source), temporary)
+                temporary = temporary_in(os.path.dirname(target))
+                _link(self.path(source), temporary)
                 os.replace(temporary, target)
         fsync(os.path.dirname(target))
 
@@ -113,7 +118,7 @@ class LocalStore:
     @contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[str]:
         folder = os.path.dirname(self.path(name))
-        temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
+        temporary = temporary_in(folder)
         try:
             with explain_full(folder):
                 os.makedirs(folder, exist_ok=True)
@@ -125,6 +130,27 @@ class LocalStore:
         finally:
             with suppress(FileNotFoundError, NotADirectoryError):
                 os.unlink(temporary)
+
+
+def temporary_in(folder: str) -> str:
+    """The path of a file that is not yet to be seen; what a crash leaves of them is swept."""
+    return os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
+
+
+def _link(source: str, target: str) -> None:
+    """os.link: nothing else makes a name exclusively and with all its content. Whether the file system can is found out
+    by the plan, the first thing that a run writes."""
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:
+        folder = os.path.dirname(target)
+        if error.errno not in NO_LINKS:
+            with explain_full(folder):
+                raise
+        what = f"the file system of {folder} makes no hard links: {error.strerror}"
+        raise OutputError(what, "choose an output.path on one that does, and copy the results from there") from None
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from itertools import takewhile
 
 from batchnlp.data.sources import partitions
-from batchnlp.data.sources.places import CONTROL, Found, find, local
+from batchnlp.data.sources.places import Found, find, local
 from batchnlp.data.sources.storage import is_remote
+from batchnlp.data.store import CONTROL
 from batchnlp.errors import SourceError
 from batchnlp.types import InputFile, SourceConfig
 

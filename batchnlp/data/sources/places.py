@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from batchnlp.data.sources.storage import filesystem, is_remote, reason, stamp
+from batchnlp.data.store import CONTROL
 from batchnlp.errors import MissingExtraError, SourceError
 from batchnlp.types import nearest
 
 DATASETS = "datasets://"
-CONTROL = "_batchnlp"  # what an output of ours is known by
 
 
 class Found(NamedTuple):
