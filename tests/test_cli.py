@@ -141,6 +141,21 @@ def test_a_run_ends_with_one_json_object(tmp_path: Path, corpus: Corpus, classif
     assert [row["lang"] for row in rows[:3]] == ["en", "de", None]
 
 
+@pytest.mark.parametrize("closed", ["stderr", "stdout"])
+def test_a_run_does_not_depend_on_its_listeners(tmp_path: Path, corpus: Corpus, classifier: str, closed: str) -> None:
+    """As in `batchnlp ... 2>&1 | head -1`."""
+    out = tmp_path / "out"
+    cases = (classifier, 0), (f"{classifier}-not", 2)
+    for model, code in cases:
+        args = ["classify", corpus(name=f"of-{code}"), "-o", out, "--model", model, "--json", *QUICK]
+        command = [sys.executable, "-m", "batchnlp", *map(str, args)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        getattr(process, closed).close()
+        process.communicate(timeout=60)
+        assert process.returncode == code
+    assert (out / "_SUCCESS").is_file()
+
+
 def test_the_same_command_again_does_nothing_and_says_so(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out, source = tmp_path / "out", corpus()
     first = last_json(classify(source, out, classifier, "--json"))

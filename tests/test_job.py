@@ -305,6 +305,13 @@ def test_what_changes_results_changes_the_fingerprint(more: Tree) -> None:
     assert identity(**more) != identity()
 
 
+def test_code_that_means_something_else_changes_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, old = identity(), fingerprint_facts(build_spec(tree()), MODEL, FILES)
+    monkeypatch.setattr("batchnlp.job.identity.SEMANTICS", 1_000_000)
+    assert identity() != before
+    assert differences(old, fingerprint_facts(build_spec(tree()), MODEL, FILES)) == ["recipe.semantics"]
+
+
 def test_partitions_change_the_fingerprint() -> None:
     assert identity(source__keep=["l"], output__partition_by=["l"]) != identity(source__keep=["l"])
 

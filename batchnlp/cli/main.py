@@ -11,12 +11,12 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import click
 
 from batchnlp import __version__
+from batchnlp.cli.streams import discard
 from batchnlp.errors import BatchnlpError, Interrupted
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -62,7 +62,7 @@ class Group(click.Group):
             _tell(ctx, error, error.exit_code, error.message, error.hint)
             ctx.exit(error.exit_code)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout)
             ctx.exit(0)
         except click.ClickException as error:
             _tell(ctx, error, error.exit_code, error.format_message())
@@ -76,16 +76,18 @@ class Group(click.Group):
             ctx.exit(BatchnlpError.exit_code)
 
 
-def _say(text: str) -> None:
-    """A message on stderr, whether or not somebody listens."""
-    with suppress(OSError):
-        click.echo(text, err=True)
+def _say(text: str, *, err: bool = True) -> None:
+    """A line, whether or not somebody reads it."""
+    try:
+        click.echo(text, err=err)
+    except OSError:
+        discard(sys.stderr if err else sys.stdout)
 
 
 def _tell(ctx: click.Context, error: BaseException, exit_code: int, message: str, hint: str = "") -> None:
     """With --json, the error as the last line on stdout."""
     if ctx.obj:
-        click.echo(_json_of(error, exit_code, message, hint))
+        _say(_json_of(error, exit_code, message, hint), err=False)
 
 
 def _last_words(ctx: click.Context, error: Interrupted) -> None:

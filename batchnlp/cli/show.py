@@ -9,13 +9,14 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from batchnlp.cli.streams import Messages, discard
 from batchnlp.engine.driver import Progress, RunResult
 from batchnlp.types import many
 
@@ -26,7 +27,8 @@ WIDE = 10_000  # columns: off a terminal a line is as long as it is
 
 def console(*, stderr: bool = True) -> Console:
     """A console that honours NO_COLOR and knows whether it is a terminal."""
-    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+    file = cast(TextIO, Messages(sys.stderr)) if stderr and sys.stderr is not None else None
+    return Console(stderr=stderr, file=file, soft_wrap=True, highlight=False)
 
 
 def message(text: str) -> None:
@@ -35,9 +37,12 @@ def message(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One object on one line of stdout."""
-    sys.stdout.write(json.dumps(value, default=str) + "\n")
-    sys.stdout.flush()
+    """One object on one line of stdout; where nobody reads it, what was done stays done."""
+    try:
+        sys.stdout.write(json.dumps(value, default=str) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
 
 
 def duration(seconds: float) -> str:
