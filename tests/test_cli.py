@@ -429,6 +429,20 @@ def test_collect_tells_of_dead_letters_and_writes_them_too(tmp_path: Path, corpu
     assert pq.read_table(tmp_path / "out.dead.parquet")["row"].to_pylist() == [7, 8, 9]
 
 
+def test_dead_letters_of_line_formats_name_their_line(tmp_path: Path, classifier: str) -> None:
+    """Also of rows that the reader found nothing wrong with."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "game"}\n\n{"text": ""}\n{"text": "science"}\nnot json\n')
+    (tmp_path / "in" / "b.csv").write_text('text\n"a\nb"\n" "\nweb\n')
+    out = tmp_path / "out"
+    limit = ["--set", "limits.max_failed=50%"]
+    assert invoke("classify", tmp_path / "in", "-o", out, "--model", classifier, *QUICK, *limit).exit_code == 0
+    rows = [json.loads(line) for line in invoke("collect", out, "--dead", "-o", "-").stdout.splitlines()]
+    assert [(row["file"], row["row"], row["line"], row["code"]) for row in rows] == [
+        ("a.jsonl", 1, 3, "empty_text"), ("a.jsonl", 3, 5, "malformed_json"), ("b.csv", 1, 4, "blank_text"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["all.txt", "all", "all.csv.gz"])
 def test_collect_guesses_no_format(tmp_path: Path, corpus: Corpus, classifier: str, name: str) -> None:
     out = tmp_path / "out"

@@ -66,10 +66,10 @@ def dead_table(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFil
     ids = docs.ids.cast(pa.string())
     rows = []
     for doc in sorted(first):
-        f, text = first[doc], docs.text_at(doc)
+        f, text, line = first[doc], docs.text_at(doc), docs.line(doc)
         rows.append({
             "id": ids[doc].as_py(), "file": files[docs.file[doc]].name, "row": int(docs.row[doc]),
-            "line": f.line if f.line > 0 else None, "stage": f.stage, "code": f.code, "message": f.message[:500],
+            "line": line if line > 0 else None, "stage": f.stage, "code": f.code, "message": f.message[:500],
             "attempts": f.attempts, "text_sha256": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
         })  # fmt: skip
     return pa.Table.from_pylist(rows, DEAD_SCHEMA)
