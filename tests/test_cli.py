@@ -17,8 +17,8 @@ from commands import BAD, QUICK, Corpus, classify, invoke, last_json, rows_of
 from batchnlp.cli.main import main
 
 README = Path(__file__).parents[1] / "README.md"
-ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--output", "--revision", "--set",
-           "--text-column"]  # fmt: skip
+ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--output", "--plan", "--revision",
+           "--set", "--text-column"]  # fmt: skip
 FLAGS = {
     "classify": ONE_OFF,
     "zero-shot": sorted([*ONE_OFF, "--labels"]),
@@ -366,6 +366,32 @@ def test_plan_tells_and_writes_nothing(tmp_path: Path, corpus: Corpus, classifie
     probed = invoke("plan", spec, "--probe", "--json", "--set", "engine.device=cpu", "--set", "engine.dtype=float32")
     assert last_json(probed)["docs_per_second"] > 0
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_one_off_is_planned_with_its_own_flags(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    result = classify(corpus(), out, classifier, "--plan", "--json", "--keep", "lang")
+    assert result.exit_code == 0, result.output
+    planned = last_json(result)
+    assert (planned["rows"], planned["committed"]) == (25, 0)
+    assert not out.exists()
+    assert (
+        last_json(classify(tmp_path / "corpus", out, classifier, "--json", "--keep", "lang"))["run"] == planned["run"]
+    )
+
+
+def test_plan_subtracts_what_is_done(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    spec, source = tmp_path / "job.yaml", corpus()
+    spec.write_text(json.dumps({
+        "source": {"path": str(source), "rows_per_shard": 10}, "task": {"kind": "classify", "model": classifier},
+        "engine": {"runner": "inline", "dtype": "float32", "device": "cpu"}, "output": {"path": str(tmp_path / "out")},
+    }))  # fmt: skip
+    assert invoke("run", spec).exit_code == 0
+    next(tmp_path.glob("out/_batchnlp/*/commits/00002.json")).unlink()
+    tree = last_json(invoke("plan", spec, "--probe", "--json", "--set", "source.rows_per_shard=5"))
+    assert (tree["shards"], tree["committed"], tree["rows_done"]) == (3, 2, 20), "as the run will go on"
+    assert tree["seconds"] == pytest.approx(5 / tree["docs_per_second"])
+    assert "20 rows in 2 shards" in invoke("plan", spec).stdout
 
 
 def test_plan_counts_all_rows_it_will_not_answer(tmp_path: Path, corpus: Corpus, classifier: str) -> None:

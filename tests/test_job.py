@@ -129,6 +129,29 @@ def test_set_that_makes_no_sense(setting: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("engine.dtpye=float32", "--set: unknown key engine.dtpye (did you mean engine.dtype?)"),
+        ("engine={dtpye: float32}", "--set: unknown key engine.dtpye (did you mean engine.dtype?)"),
+        ("engine.replicas=0", "--set: engine.replicas: Input should be"),
+    ],
+)
+def test_what_set_gets_wrong_is_not_the_file_s_fault(setting: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        build_spec(tree(), [setting], where="job.yaml")
+    assert str(caught.value).startswith(message)
+    with pytest.raises(SpecError, match=r"^job\.yaml: unknown key source\.txt"):
+        build_spec(tree(source__txt="x"), ["engine.dtype=float32"], where="job.yaml")
+
+
+def test_a_variable_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHNLP_ENGINE__REPLICAS", "0")
+    with pytest.raises(SpecError, match=r"^BATCHNLP_ENGINE__REPLICAS: engine\.replicas: "):
+        build_spec(tree(), where="job.yaml")
+    assert build_spec(tree(), ["engine.replicas=1"]).engine.replicas == 1
+
+
 def test_set_does_not_change_what_was_given() -> None:
     given = tree()
     build_spec(given, ["engine.dtype=float32", "task.model=other"])

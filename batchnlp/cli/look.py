@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -15,18 +15,18 @@ from batchnlp.data.ledger import Ledger, fingerprints, open_ledgers, sums
 from batchnlp.data.lock import running
 from batchnlp.data.verify import verify
 from batchnlp.errors import CorruptError, OutputError
-from batchnlp.job.load import load_spec
+from batchnlp.job.spec import JobSpec
 from batchnlp.types import many
 
 Found = TypeVar("Found")
 
 
-def show_plan(path: str, settings: Sequence[str], full: bool, probe: bool, as_json: bool) -> None:
+def show_plan(spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False) -> None:
     """Estimates of a job."""
     from batchnlp.engine.estimate import Estimate, estimate
     from batchnlp.engine.planner import prepare
 
-    found: Estimate = estimate(prepare(load_spec(path, settings)), full=full, probe=probe)
+    found: Estimate = estimate(prepare(spec), full=full, probe=probe)
     if as_json:
         print_json(asdict(found))
         return
@@ -38,10 +38,14 @@ def show_plan(path: str, settings: Sequence[str], full: bool, probe: bool, as_js
     )
     rows = [
         ("run", f"{found.run} ({found.job})"),
-        ("input", f"{found.files} files, {found.rows:,} rows, {found.shards} shards, {found.committed} done"),
-        ("sample", f"{found.sampled:,} documents; the figures below stand on them"),
+        ("input", ", ".join(many(*of) for of in ((found.files, "file"), (found.rows, "row"), (found.shards, "shard")))),
+        *(
+            [("done already", f"{many(found.rows_done, 'row')} in {many(found.committed, 'shard')}")]
+            * bool(found.committed)
+        ),
+        ("sample", f"{many(found.sampled, 'document')}; the figures below stand on them"),
         ("tokens", f"about {found.tokens:,} in all; longest {found.longest:,}, the model takes {found.max_length:,}"),
-        ("over the limit", f"about {found.over_limit:,} documents"),
+        ("over the limit", f"about {many(found.over_limit, 'document')}"),
         ("duplicates", f"{found.duplicate_share:.1%}"),
         ("dead letters", ", ".join(f"{code} {n:,}" for code, n in found.dead.items()) or "none"),
         ("padding", f"{found.padding:.1%} at {found.resolved['tokens_per_batch']:,} tokens a batch"),

@@ -131,6 +131,7 @@ def _one_off(kind: str, summary: str) -> None:
     @_own_options(kind)
     @mode_option
     @set_option
+    @click.option("--plan", is_flag=True, help="Only tell what it will do and cost, as the command plan does.")
     @json_option
     def command(inputs: tuple[str, ...], as_json: bool, **flags: Any) -> None:
         from batchnlp.cli.run import one_off
@@ -192,8 +193,9 @@ def run(spec: str, mode: str | None, settings: tuple[str, ...], as_json: bool) -
 def plan(spec: str, settings: tuple[str, ...], full: bool, probe: bool, as_json: bool) -> None:
     """Tell what the job in SPEC will do and cost; write nothing."""
     from batchnlp.cli.look import show_plan
+    from batchnlp.job.load import load_spec
 
-    show_plan(spec, settings, full, probe, as_json)
+    show_plan(load_spec(spec, settings), as_json, full=full, probe=probe)
 
 
 @main.command()

@@ -17,7 +17,7 @@ import numpy as np
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.data.ledger import Ledger
+from batchnlp.data.ledger import Ledger, sums
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan
 from batchnlp.text.batching import pack, padding
@@ -50,8 +50,9 @@ class Estimate:
     resolved: dict[str, Any]
     replicas: int
     committed: int  # shards that a run before has done
+    rows_done: int  # in them
     docs_per_second: float | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # for the rows that are left
     notes: list[str] = field(default_factory=list)
 
 
@@ -60,7 +61,9 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
     hardware = devices.probe_hardware()
     resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware)
     replicas, threads = devices.share(hardware, resolved.device, prepared.spec.engine.replicas)
-    plan = make_plan(prepared, replicas)
+    ledger = Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint)
+    plan = make_plan(prepared, replicas) if ledger.plan_tree() is None else ledger.plan()[0]
+    done = ledger.commits()
     full = full or plan.rows <= SAMPLE
     survey = Survey(prepared)
     if full:
@@ -79,11 +82,12 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
         padding=_padding(lengths, resolved, plan, sampled),
         memory=_memory(prepared, resolved, lengths, plan, sampled),
         resolved=asdict(resolved), replicas=replicas,
-        committed=len(Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint).commits()),
+        committed=len(done), rows_done=sums(done.values())["rows"],
     )  # fmt: skip
     if probe:
         found.docs_per_second = _probe(prepared, resolved, survey, threads) * replicas
-        found.seconds = plan.rows / found.docs_per_second if found.docs_per_second else None
+        left = plan.rows - found.rows_done
+        found.seconds = left / found.docs_per_second if found.docs_per_second else None
     return found
 
 

@@ -75,8 +75,10 @@ def build_spec(
     """A validated job from a nested mapping; over it go the environment, `flags` (dotted key to value), and `settings`
     (`key=value`, the value in YAML)."""
     merged: dict[str, Any] = _copy(tree)
-    for dotted, value in _from_environment(os.environ):
+    given = {dotted: where for dotted in flags or ()}  # what comes from elsewhere than the file, and whence
+    for name, dotted, value in _from_environment(os.environ):
         _put(merged, dotted, value)
+        given.setdefault(dotted, name)
     for dotted, value in (flags or {}).items():
         _put(merged, dotted, value)
     for setting in settings:
@@ -84,10 +86,11 @@ def build_spec(
         if not separator:
             raise SpecError(f"--set {setting} has no '='", "write --set engine.dtype=float32")
         _put(merged, key.strip(), parse_yaml(value, f"--set {key}"))
+        given[key.strip()] = "--set"
     try:
         return JobSpec.model_validate(merged)
     except ValidationError as error:
-        raise _explain(error, where) from None
+        raise _explain(error, where, given) from None
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,8 +112,8 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[key] = value
 
 
-def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
-    """`BATCHNLP_ENGINE__DTYPE=float32` is `engine.dtype`; `BATCHNLP_JOB` is `job`."""
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, Any]]:
+    """(variable, key, value): `BATCHNLP_ENGINE__DTYPE=float32` is `engine.dtype`; `BATCHNLP_JOB` is `job`."""
     found = []
     for name in sorted(n for n in environ if n.startswith(ENV_PREFIX) and n not in ENV_OTHER):
         dotted = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
@@ -119,7 +122,7 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
             near = nearest(dotted, known)
             hint = f"did you mean {ENV_PREFIX}{near.upper().replace('.', '__')}?" if near else "unset it"
             raise SpecError(f"the environment variable {name} is no setting", hint)
-        found.append((dotted, parse_yaml(environ[name], name)))
+        found.append((name, dotted, parse_yaml(environ[name], name)))
     return found
 
 
@@ -141,13 +144,14 @@ def _place(loc: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in loc[:depth])
 
 
-def _explain(error: ValidationError, where: str) -> SpecError:
-    """The first thing wrong, in one line; further ones are counted."""
+def _explain(error: ValidationError, where: str, given: Mapping[str, str]) -> SpecError:
+    """The first thing wrong, in one line; further ones are counted. `given` tells where single keys come from."""
     problems = error.errors()
     first = problems[0]
     places = [_place(problem["loc"]) for problem in problems]
     key, others = places[0], len(set(places)) - 1
     more = f"; and {others} more" if others else ""
+    where = given.get(key, given.get(key.split(".")[0], where))
     if first["type"] == "extra_forbidden":
         keys = known_keys()
         sections = sorted({k.split(".")[0] for k in keys})
