@@ -400,11 +400,9 @@ def test_plan_counts_all_rows_it_will_not_answer(tmp_path: Path, corpus: Corpus,
         "source": {"path": str(corpus(BAD))}, "task": {"kind": "classify", "model": classifier},
         "output": {"path": str(tmp_path / "out")},
     }))  # fmt: skip
-    assert last_json(invoke("plan", spec, "--json", "--full"))["dead"] == {
-        "blank_text": 1,
-        "empty_text": 1,
-        "null_text": 1,
-    }
+    told = last_json(invoke("plan", spec, "--json", "--full"))
+    assert told["dead"] == {"blank_text": 1, "empty_text": 1, "null_text": 1}
+    assert told["duplicate_share"] == 0, "what has no text is no other's twin"
 
 
 def test_verify_finds_damage(tmp_path: Path, corpus: Corpus, classifier: str) -> None:

@@ -78,7 +78,7 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
         rows=plan.rows, sampled=sampled, tokens=int(n_tokens.sum() * scale), histogram=_histogram(n_tokens),
         longest=int(n_tokens.max(initial=0)), over_limit=int(survey.over * scale),
         max_length=prepared.model.max_length,
-        duplicate_share=round(1 - len(survey.texts) / max(sampled, 1), 4), dead=dict(survey.dead),
+        duplicate_share=round((survey.with_text - len(survey.texts)) / max(sampled, 1), 4), dead=dict(survey.dead),
         padding=_padding(lengths, resolved, plan, sampled),
         memory=_memory(prepared, resolved, lengths, plan, sampled),
         resolved=asdict(resolved), replicas=replicas,
@@ -99,6 +99,7 @@ class Survey:
         self.rows = 0
         self.n_tokens: list[Any] = [np.empty(0, np.int32)]
         self.lengths: list[Any] = [np.empty(0, np.int64)]  # of pieces
+        self.with_text = 0
         self.texts: set[bytes] = set()  # hashes
         self.dead: Counter[str] = Counter()
         self.over = 0  # documents longer than the model takes beside prompt and labels
@@ -111,8 +112,9 @@ class Survey:
         self.rows += len(docs)
         self.n_tokens.append(encoded.counts.n_tokens)
         self.lengths.append(encoded.pieces.lengths)
-        texts = map(docs.text_at, range(len(docs)))
-        self.texts.update(blake2b((text or "").encode(), digest_size=8).digest() for text in texts)
+        texts = [text for text in map(docs.text_at, range(len(docs))) if text]
+        self.with_text += len(texts)
+        self.texts.update(blake2b(text.encode(), digest_size=8).digest() for text in texts)
         codes = {failure.doc: failure.code for failure in reversed([*docs.failures, *encoded.failures])}
         self.dead.update(codes.values())
         counts = encoded.counts
