@@ -7,7 +7,7 @@ time left only from a measurement (`--probe` runs some batches), because any oth
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
@@ -53,7 +53,6 @@ class Estimate:
     rows_done: int  # in them
     docs_per_second: float | None = None
     seconds: float | None = None  # for the rows that are left
-    notes: list[str] = field(default_factory=list)
 
 
 def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> Estimate:

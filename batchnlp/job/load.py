@@ -6,6 +6,7 @@ An unknown key is refused with the nearest known one, because a key that is sile
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,14 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"{where} is not valid YAML: {_yaml_problem(error)}") from None
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', error)}"
 
 
 def load_spec(
@@ -52,6 +60,8 @@ def load_spec(
 ) -> JobSpec:
     """The job in the file at `path`; see `build_spec` for what goes over it."""
     file = Path(path)
+    if file.is_dir():
+        raise SpecError(f"{file} is a directory", "give the YAML file of a job")
     if not file.is_file():
         beside = nearest(file.name, [p.name for p in file.parent.glob("*.y*ml")]) if file.parent.is_dir() else ""
         raise SpecError(f"no job file {file}", f"did you mean {file.parent / beside}?" if beside else "check the path")
@@ -83,8 +93,9 @@ def build_spec(
         _put(merged, dotted, value)
     for setting in settings:
         key, separator, value = setting.partition("=")
-        if not separator:
-            raise SpecError(f"--set {setting} has no '='", "write --set engine.dtype=float32")
+        if not separator or not key.strip():
+            missing = "key" if separator else "'='"
+            raise SpecError(f"--set {setting} has no {missing}", "write --set engine.dtype=float32")
         _put(merged, key.strip(), parse_yaml(value, f"--set {key}"))
         given[key.strip()] = "--set"
     try:
@@ -151,7 +162,9 @@ def _explain(error: ValidationError, where: str, given: Mapping[str, str]) -> Sp
     places = [_place(problem["loc"]) for problem in problems]
     key, others = places[0], len(set(places)) - 1
     more = f"; and {others} more" if others else ""
-    where = given.get(key, given.get(key.split(".")[0], where))
+    message = first["msg"].removeprefix("Value error, ")
+    named = message.partition(" ")[0].rstrip(":")  # the key, where a whole section is judged
+    where = next((given[k] for k in (named, key, key.split(".")[0]) if k in given), where)
     if first["type"] == "extra_forbidden":
         keys = known_keys()
         sections = sorted({k.split(".")[0] for k in keys})
@@ -161,7 +174,22 @@ def _explain(error: ValidationError, where: str, given: Mapping[str, str]) -> Sp
         )
     if first["type"] == "missing":
         return SpecError(f"{where}: {key} is missing{more}", f"add {key}, or --set {key}=...")
-    message = first["msg"].removeprefix("Value error, ")
     if not key or message.startswith(key):
         return SpecError(f"{where}: {message}{more}")
-    return SpecError(f"{where}: {key}: {message}, not {first['input']!r}"[:500] + more)
+    if first["type"] == "model_type":
+        keys = [known for known in known_keys() if known.startswith(f"{key}.")]
+        return SpecError(
+            f"{where}: {key} is a section, not {first['input']!r}"[:500] + more, f"its keys: {', '.join(keys)}"
+        )
+    return SpecError(f"{where}: {key}: {message}, not {first['input']!r}"[:500] + more, _hint(key, first))
+
+
+def _hint(key: str, problem: Any) -> str:
+    """The nearest of the words that may stand there, else what the schema says of the key."""
+    words = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
+    if near := nearest(str(problem["input"]), words):
+        return f"did you mean {near}?"
+    section, _, name = key.partition(".")
+    inner: Any = JobSpec.model_fields[section].annotation
+    field = inner.model_fields[name] if name else JobSpec.model_fields[section]
+    return str(field.description or "").rstrip(".")
