@@ -312,6 +312,22 @@ def test_an_output_that_is_a_file_is_one_line(tmp_path: Path, corpus: Corpus, cl
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "link/out"])
+def test_an_output_that_cannot_be_is_one_line(tmp_path: Path, corpus: Corpus, classifier: str, name: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    result = classify(corpus(), tmp_path / name, classifier)
+    assert result.exit_code == 2, result.exception
+    assert len(result.stderr.splitlines()) == 1
+    assert re.match("batchnlp: cannot (read|write) ", result.stderr)
+
+
+def test_nothing_is_not_here(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    """As from a variable of the shell that is not set."""
+    for source, model, word in (("", classifier, "source.path is empty"), (corpus(), "", "task.model is empty")):
+        result = invoke("classify", source, "-o", tmp_path / "out", "--model", model, *QUICK)
+        assert (result.exit_code, word in result.stderr) == (2, True)
+
+
 def test_no_job_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "nightly.yaml").write_text("{}")
     result = invoke("run", tmp_path / "nightli.yaml")
@@ -494,10 +510,10 @@ def test_collect_of_a_broken_part_is_one_line_and_its_hint_works(
     result = invoke("collect", out)
     assert result.exit_code == 3
     assert len(result.stderr.splitlines()) == 1
-    what = {"gone": "was committed and is gone", "short": "bytes instead of", "flipped": "is damaged"}[damage]
+    what = {"gone": "was committed and is gone", "short": "bytes instead of", "flipped": "cannot be read: "}[damage]
     assert result.stderr.startswith(f"batchnlp: {path} ")
     assert what in result.stderr
-    assert what in invoke("verify", out).stderr
+    assert ("is damaged" if damage == "flipped" else what) in invoke("verify", out).stderr
     if damage != "flipped":  # a resume looks at names and sizes
         assert what in classify(source, out, classifier).stderr
     commit = re.search(r"remove (\S+) and run the job again", result.stderr)
@@ -510,4 +526,6 @@ def test_collect_of_a_broken_part_is_one_line_and_its_hint_works(
 def test_nothing_is_cut_off_where_there_is_no_terminal(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out = tmp_path / ("long" * 30) / ("name" * 30)
     classify(corpus(BAD), out, classifier)
-    assert f"collect {out} --dead" in invoke("status", out).stdout
+    told = invoke("status", out).stdout
+    assert f"collect {out} --dead" in told
+    assert not [line for line in told.splitlines() if line != line.rstrip()]

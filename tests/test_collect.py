@@ -201,7 +201,7 @@ def test_a_damaged_part_is_an_error_and_no_wrong_rows(out: str, tmp_path: Path) 
     data = bytearray(path.read_bytes())
     data[60] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(CorruptError, match=r"part-00001.* is damaged: .* \(remove .*commits/00001\.json and run"):
+    with pytest.raises(CorruptError, match=r"part-00001.* cannot be read: .* \(remove .*commits/00001\.json and run"):
         collect(out, str(tmp_path / "all.jsonl"), "jsonl")
     assert not (tmp_path / "all.jsonl").exists()
 

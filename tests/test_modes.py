@@ -203,7 +203,7 @@ def test_a_damaged_control_file_is_one_line_and_its_hint_works(
     assert "Traceback" not in result.stderr
     assert invoke("verify", out).exit_code == 1
     target = path.parent if name == "plan.json" else path
-    assert f"(remove {target} and run the job again" in result.stderr
+    assert f"(remove {target if name == 'plan.json' else 'it'} and run the job again" in result.stderr
     LocalStore(out).remove(str(target))
     assert classify(source, out, classifier).exit_code == 0
     assert invoke("verify", out).exit_code == 0

@@ -72,6 +72,8 @@ def resolve_model(name: str, revision: str | None, max_length: int | None = None
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     """(directory, revision)."""
+    if not name.strip():
+        raise ModelError("task.model is empty", "give a hub name, a directory, or package:NAME")
     if name.startswith(PACKAGE):
         return _in_package(name), "local"
     path = Path(name).expanduser()

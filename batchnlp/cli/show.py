@@ -139,6 +139,10 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row))
     out = console(stderr=False)
-    if not out.is_terminal:
-        out.width = WIDE
-    out.print(table)
+    if out.is_terminal:
+        out.print(table)
+        return
+    out.width = WIDE
+    with out.capture() as drawn:
+        out.print(table)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in drawn.get().splitlines())

@@ -59,7 +59,7 @@ def _read(ledger: Ledger, part: Part, file: PartFile) -> pa.Table:
         with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
             return parquet.read()
     except (OSError, pa.ArrowException) as error:
-        raise CorruptError(f"{path} is damaged: {' '.join(str(error).split())}", hint) from None
+        raise CorruptError(f"{path} cannot be read: {' '.join(str(error).split())}", hint) from None
 
 
 def tables(root: str, read: Callable[[Ledger, Part], pa.Table | None] = read_part) -> Iterator[pa.Table]:

@@ -101,7 +101,7 @@ class Ledger:
 
     def find(self, shard: int) -> Part | None:
         """The part that counts for a shard, or None when it is not committed."""
-        name, hint = self._commit_name(shard), self.redo_hint(shard)
+        name, hint = self._commit_name(shard), "remove it and run the job again; the shard is computed anew"
         tree = _read_tree(self.store, name, hint)
         if tree is None:
             return None

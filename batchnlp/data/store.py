@@ -22,6 +22,8 @@ from batchnlp.errors import OutputError, StoppedError
 
 CONTROL = "_batchnlp"  # the folder of control files; what an output of ours is known by
 TEMPORARY = ".tmp-"
+UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
+              errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # fmt: skip
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 
 
@@ -80,17 +82,15 @@ class LocalStore:
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes."""
-        try:
+        with _unreadable(self.path(name)), suppress(FileNotFoundError, NotADirectoryError):
             return Path(self.path(name)).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return None
 
     def names(self, folder: str) -> list[str]:
         """Sorted, temporary files left out."""
-        try:
+        with _unreadable(self.path(folder)), suppress(FileNotFoundError, NotADirectoryError):
             return sorted(n for n in os.listdir(self.path(folder)) if not n.startswith(TEMPORARY))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        return []
 
     def publish(self, source: str, name: str) -> None:
         """A hard link: no copy, and the name appears only when the content is whole."""
@@ -162,9 +162,17 @@ def explain_full(where: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "make room and run the same command again; it resumes"
             raise StoppedError(f"no space left below {where}", hint) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in UNWRITABLE:
             raise OutputError(f"cannot write below {where}: {error.strerror}", "choose another output.path") from None
         raise
+
+
+@contextmanager
+def _unreadable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror}", "is it yours, and its disk well?") from None
 
 
 def fsync(path: str) -> None:

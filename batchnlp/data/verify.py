@@ -127,9 +127,11 @@ def _check_file(ledger: Ledger, file: PartFile) -> list[str]:
     path = ledger.store.path(file.name)
     if damage := ledger.damage(file):
         return [f"{path} {damage}"]
-    if sha256_file(path) != file.sha256:
-        return [f"{path} is damaged: its checksum differs"]
-    return []
+    try:
+        whole = sha256_file(path) == file.sha256
+    except OSError as error:
+        return [f"{path} cannot be read: {error.strerror}"]
+    return [] if whole else [f"{path} is damaged: its checksum differs"]
 
 
 def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: Verdict) -> None:

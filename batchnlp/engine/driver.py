@@ -263,7 +263,7 @@ class _Run:
         self._make_live(success)
         settle(self.store)
         if success:
-            messages = [] if self.new else ["all is done already"]
+            messages = [] if self.new else ["all is done already" if plan.shards else "the corpus has no rows"]
             if self.store.read(SUCCESS) is None:
                 messages.append(f"no {SUCCESS} yet: another run here is not complete; batchnlp status tells which")
             return self._result("done", plan, resolved, resumed, 0, "; ".join(messages))

@@ -37,7 +37,7 @@ def split_suffix(path: str) -> tuple[str | None, str | None]:
 
 def list_files(config: SourceConfig, output: str | None = None) -> tuple[InputFile, ...]:
     """All files of the corpus, in the order of the paths, sorted inside each; without those that `output` holds."""
-    if not config.paths:
+    if not all(path.strip() for path in config.paths) or not config.paths:
         raise SourceError("source.path is empty", "name a file, a directory, a glob or a URI")
     if config.format is not None and config.format not in FORMATS:
         raise SourceError(f"source.format {config.format!r} is unknown", f"one of {', '.join(FORMATS)}")
@@ -66,7 +66,7 @@ def _refuse_results(path: str, output: str | None) -> None:
     if CONTROL in full.split(os.sep):
         raise SourceError(f"{path} is among the control files of a run", "its results are beside them")
     if output and _below(full, output):
-        hint = "choose an output.path beside the source; it may lie below it, but not the other way round"
+        hint = "choose an output.path beside the source, or below it"
         raise SourceError(f"{path} lies in the output of this job, {output}", hint)
 
 
