@@ -262,7 +262,7 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00job")
     with pytest.raises(SpecError):
         load_spec(path)
-    with pytest.raises(SpecError, match=r" is a directory \(give the YAML file of a job\)"):
+    with pytest.raises(SpecError, match=r" cannot be read: Is a directory \(give the YAML file of a job\)"):
         load_spec(tmp_path)
 
 

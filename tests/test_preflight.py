@@ -134,6 +134,15 @@ def test_a_limit_of_the_tokenizer_can_be_raised_where_positions_have_none(classi
     assert resolve_model(str(path), None, 500).max_length == 500
 
 
+def test_a_model_file_that_cannot_be_read_is_named(tmp_path: Path, classifier: str) -> None:
+    shutil.copytree(classifier, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=r"model cannot be read: No such file or directory: .*/nowhere \(make it"):
+        resolve_model(str(tmp_path / "model"), None)
+
+
 # --- the hub
 
 

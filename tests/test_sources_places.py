@@ -141,6 +141,25 @@ def test_a_directory_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch:
         Source.open(config(tmp_path))
 
 
+@pytest.mark.parametrize("pattern", ["**/*.jsonl", "*/*.jsonl", "b/*.jsonl", "[b]/deep/*.jsonl"])
+def test_a_pattern_loses_no_directory_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    put(tmp_path / "a" / "a.jsonl", "a")
+    put(tmp_path / "b" / "deep" / "b.jsonl", "b")
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).rstrip("/").endswith("/b"))
+    with pytest.raises(SourceError, match=r"/b cannot be listed: Permission denied \(make it readable, or leave"):
+        Source.open(config(tmp_path / pattern))
+    assert contents(Source.open(config(tmp_path / "a/*.jsonl"))) == ["a"]
+
+
+def test_a_place_that_cannot_be_looked_at_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: str) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", denied)
+    with pytest.raises(SourceError, match=r"x\.jsonl does not exist \(.* cannot be listed: Permission denied\)"):
+        Source.open(config(tmp_path / "x.jsonl"))
+
+
 def test_globs_and_files_count_once(tmp_path: Path) -> None:
     for name in ("a/1.jsonl", "a/b/2.jsonl", "c/3.jsonl", "c/4.csv"):
         put(tmp_path / name, name)

@@ -43,6 +43,13 @@ OFFSET_POSITIONS = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-rober
 
 def resolve_model(name: str, revision: str | None, max_length: int | None = None) -> ModelFiles:
     """The model called `name`: a directory, `package:NAME`, or a hub name. ModelError where it must not be loaded."""
+    try:
+        return _resolve(name, revision, max_length)
+    except OSError as error:
+        raise ModelError(f"{name} cannot be read: {error.strerror}: {error.filename}", "make it readable") from None
+
+
+def _resolve(name: str, revision: str | None, max_length: int | None) -> ModelFiles:
     path, found = _locate(name, revision)
     _refuse_code(name, path)
     config = _json(path / "config.json")

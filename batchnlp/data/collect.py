@@ -58,6 +58,8 @@ def _read(ledger: Ledger, part: Part, file: PartFile) -> pa.Table:
         # Not as a data set: the key=value folders are columns in the file already.
         with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
             return parquet.read()
+    except PermissionError:
+        raise OutputError(f"{path} cannot be read: permission denied", "make it readable") from None
     except (OSError, pa.ArrowException) as error:
         raise CorruptError(f"{path} cannot be read: {' '.join(str(error).split())}", hint) from None
 

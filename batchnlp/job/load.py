@@ -60,20 +60,24 @@ def load_spec(
 ) -> JobSpec:
     """The job in the file at `path`; see `build_spec` for what goes over it."""
     file = Path(path)
-    if file.is_dir():
-        raise SpecError(f"{file} is a directory", "give the YAML file of a job")
-    if not file.is_file():
+    try:
+        tree = parse_yaml(_text(file), str(file))
+    except UnicodeDecodeError:
+        raise SpecError(f"{file} is not text in UTF-8", "a job is a short YAML file") from None
+    except OSError as error:
+        raise SpecError(f"{file} cannot be read: {error.strerror}", "give the YAML file of a job") from None
+    if not isinstance(tree, dict):
+        raise SpecError(f"{file} holds no job", "it needs at least the keys source, task and output")
+    return build_spec(tree, settings, flags, str(file))
+
+
+def _text(file: Path) -> str:
+    if not file.exists():
         beside = nearest(file.name, [p.name for p in file.parent.glob("*.y*ml")]) if file.parent.is_dir() else ""
         raise SpecError(f"no job file {file}", f"did you mean {file.parent / beside}?" if beside else "check the path")
     if file.stat().st_size > MAX_SPEC_BYTES:
         raise SpecError(f"{file} has more than {MAX_SPEC_BYTES:,} bytes", "a job is a short YAML file")
-    try:
-        tree = parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    except UnicodeDecodeError:
-        raise SpecError(f"{file} is not text in UTF-8", "a job is a short YAML file") from None
-    if not isinstance(tree, dict):
-        raise SpecError(f"{file} holds no job", "it needs at least the keys source, task and output")
-    return build_spec(tree, settings, flags, str(file))
+    return file.read_text(encoding="utf-8")
 
 
 def build_spec(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -66,13 +67,17 @@ def _hint(full: str) -> str:
     parent, name = os.path.split(full)
     if not os.path.isdir(parent):
         return f"there is no directory {parent}"
-    near = nearest(name, sorted(os.listdir(parent)))
+    try:
+        near = nearest(name, sorted(os.listdir(parent)))
+    except OSError as error:
+        return f"{parent} cannot be listed: {error.strerror}"
     return f"did you mean {os.path.join(parent, near)}?" if near else f"nothing in {parent} has a name like it"
 
 
 def _matching(pattern: str) -> list[str]:
     """What a pattern matches, directories with all that is in them. It finds its way into an output of batchnlp only
     where it names the level that the output's files are on: not by `**`, and not as a directory."""
+    _refuse_unlisted(pattern)
     fixed = os.path.dirname(pattern[: re.search(r"[*?[]", pattern).start()])  # type: ignore[union-attr]
     files: list[str] = []
     for match in sorted(glob.glob(pattern, recursive=True)):
@@ -82,6 +87,16 @@ def _matching(pattern: str) -> list[str]:
         if CONTROL not in folders and not any(os.path.isdir(os.path.join(folder, CONTROL)) for folder in walked):
             files += _walk(match) if os.path.isdir(match) else [match]
     return files
+
+
+def _refuse_unlisted(pattern: str) -> None:
+    """A pattern passes over directories that cannot be listed, and what is in them would be lost in silence."""
+    folder = os.path.dirname(pattern)
+    for found in glob.glob(os.path.join(folder, ""), recursive=True):
+        if not os.access(found, os.R_OK | os.X_OK):
+            _unlisted(PermissionError(errno.EACCES, os.strerror(errno.EACCES), found.rstrip(os.sep)))
+    if glob.has_magic(folder):
+        _refuse_unlisted(folder)
 
 
 def _walk(top: str) -> list[str]:
