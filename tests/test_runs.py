@@ -243,6 +243,14 @@ def test_a_replica_that_no_node_can_hold_waits_for_one_that_can(
     assert "starting" in notes, "then it loads its model like any other"
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_told_at_once(address: str) -> None:
+    from batchnlp.engine.ray_runner import start_ray
+
+    with pytest.raises(UsageError, match=r"no Ray cluster at .*:1: .*Connection refused \(check engine\.address"):
+        start_ray(address, 1, 0)
+
+
 def test_a_replica_lost_while_stopping_has_no_successor(docs: Path, classifier: str, tmp_path: Path) -> None:
     spec = job(one_shard(docs, tmp_path), out := tmp_path / "out", classifier, "ray", replicas=1, tokens_per_batch=1)
     spec["source"]["rows_per_shard"] = 30 * ROWS

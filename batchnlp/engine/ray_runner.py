@@ -8,6 +8,7 @@ Results never travel through Ray: workers write files, and a Part is a few hundr
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections import Counter
@@ -41,6 +42,7 @@ from batchnlp.types import Part, Shard
 
 LOST = (ActorDiedError, ActorUnavailableError, RayActorError, TaskCancelledError)
 OBJECT_STORE = 128 << 20  # bytes; only Parts pass through it
+KNOCK_SECONDS = 10.0
 ROOM_SECONDS = 600.0  # that a cluster may take to bring a node with room for a replica; an autoscaler needs minutes
 
 
@@ -248,8 +250,9 @@ def _init(address: str | None, cpus: int, gpus: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if address:
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UsageError(
                 f"no Ray cluster at {address}: {reason}", "check engine.address; ray status helps"
@@ -259,6 +262,13 @@ def _init(address: str | None, cpus: int, gpus: int) -> None:
         address="local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=OBJECT_STORE,
         _node_ip_address="127.0.0.1", **quiet,
     )  # fmt: skip
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody answers at host:port, which Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
 def has_room(cpus: int, gpus: int) -> bool:
