@@ -514,13 +514,24 @@ def test_collect_of_a_broken_part_is_one_line_and_its_hint_works(
     assert result.stderr.startswith(f"batchnlp: {path} ")
     assert what in result.stderr
     assert ("is damaged" if damage == "flipped" else what) in invoke("verify", out).stderr
-    if damage != "flipped":  # a resume looks at names and sizes
+    if damage != "flipped":  # they look at names and sizes
         assert what in classify(source, out, classifier).stderr
+        assert what in last_json(invoke("status", out, "--json"))["damage"][0]
     commit = re.search(r"remove (\S+) and run the job again", result.stderr)
     assert commit
     Path(commit[1]).unlink()
     assert classify(source, out, classifier).exit_code == 0
     assert rows_of(out) == want
+
+
+def test_status_names_some_of_many_lost_files(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    classify(corpus(), out, classifier, "--set", "source.rows_per_shard=2")
+    for path in out.glob("part-*"):
+        path.unlink()
+    tree = last_json(invoke("status", out, "--json"))
+    assert (tree["status"], tree["shards"], len(tree["damage"])) == ("damaged", 13, 4)
+    assert tree["damage"][3] == "and 10 files more; batchnlp verify names them all"
 
 
 def test_nothing_is_cut_off_where_there_is_no_terminal(tmp_path: Path, corpus: Corpus, classifier: str) -> None:

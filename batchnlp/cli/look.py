@@ -16,9 +16,10 @@ from batchnlp.data.lock import running
 from batchnlp.data.verify import verify
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.job.spec import JobSpec
-from batchnlp.types import many
+from batchnlp.types import Part, many
 
 Found = TypeVar("Found")
+NAMED = 3  # damaged files that status names
 
 
 def show_plan(spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False) -> None:
@@ -92,6 +93,8 @@ def _status(ledger: Ledger) -> dict[str, Any]:
     parts = [_read(partial(ledger.committed, shard), damage) for shard in ledger.committed_shards()]
     total = sums(done := [part for part in parts if part is not None])
     manifest = _read(ledger.manifest, damage)
+    if manifest is not None:  # by then all files are where they are read
+        damage += _lost(ledger, done)
     holder = running(ledger.store)
     unfinished = f"running (process {holder.pid} on {holder.host})" if holder else "incomplete"
     state = unfinished if manifest is None else "done" if manifest["success"] else "failed"
@@ -101,6 +104,14 @@ def _status(ledger: Ledger) -> dict[str, Any]:
         "rows": plan.rows if plan else None, "rows_done": total["rows"], "ok": total["ok"], "dead": total["dead"],
         "codes": total["codes"], "dead_letters": ledger.store.path(f"{ledger.control}/dead"), "damage": damage,
     }  # fmt: skip
+
+
+def _lost(ledger: Ledger, parts: list[Part]) -> list[str]:
+    """What a look at names and sizes finds wrong with the files of parts."""
+    files = [file for part in parts for file in part.files]
+    found = [f"{ledger.store.path(file.name)} {damage}" for file in files if (damage := ledger.damage(file))]
+    more = len(found) - NAMED
+    return found if more <= 1 else [*found[:NAMED], f"and {more:,} files more; batchnlp verify names them all"]
 
 
 def _known(count: int | None) -> str:
