@@ -15,6 +15,8 @@ import tiny
 from commands import BAD, QUICK, Corpus, classify, invoke, last_json, rows_of
 
 from batchnlp.cli.main import main
+from batchnlp.cli.show import line_of
+from batchnlp.engine.driver import Progress
 
 README = Path(__file__).parents[1] / "README.md"
 ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--output", "--plan", "--revision",
@@ -154,6 +156,11 @@ def test_a_run_does_not_depend_on_its_listeners(tmp_path: Path, corpus: Corpus, 
         process.communicate(timeout=60)
         assert process.returncode == code
     assert (out / "_SUCCESS").is_file()
+
+
+def test_what_a_narrow_terminal_cuts_off_matters_least() -> None:
+    line = line_of(Progress(2_500_000, 3_000_000, 12, 3600.0, 2_500_000, 1e9, 2e9, 3000.0, "stopping"))
+    assert line[:75] == "stopping · 2,500,000/3,000,000 rows  83% · 694 docs/s · ETA 12:00 · dead 12"
 
 
 def test_the_same_command_again_does_nothing_and_says_so(tmp_path: Path, corpus: Corpus, classifier: str) -> None:

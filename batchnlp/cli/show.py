@@ -69,12 +69,11 @@ def line_of(p: Progress) -> str:
     rate = p.rows_now / seconds
     left = (p.total - p.rows) / rate if rate else 0.0
     padding = 1 - p.tokens / p.executed if p.executed else 0.0
-    parts = [
-        f"{p.rows:,}/{p.total:,} rows {p.rows / max(p.total, 1):4.0%}", f"{rate:,.0f} docs/s",
+    return " · ".join([  # what matters most comes first: a terminal cuts off what it has no room for
+        *([p.note] if p.note else []), f"{p.rows:,}/{p.total:,} rows {p.rows / max(p.total, 1):4.0%}",
+        f"{rate:,.0f} docs/s", f"ETA {duration(left)}" if rate else "ETA ?", f"dead {p.dead:,}",
         f"{p.tokens / seconds:,.0f} tokens/s", f"padding {padding:.1%}", f"device busy {min(p.busy / seconds, 1):.0%}",
-        f"dead {p.dead:,}", f"ETA {duration(left)}" if rate else "ETA ?",
-    ]  # fmt: skip
-    return " · ".join(parts + ([p.note] if p.note else []))
+    ])  # fmt: skip
 
 
 class LiveLine:

@@ -305,9 +305,8 @@ class _Run:
     def _named(self, other: str) -> str:
         """A run as a user knows it; its plan may be damaged."""
         ledger, about = Ledger(self.store, other), ""
-        with suppress(CorruptError):
-            tree = ledger.plan_tree() or {}
-            about = f" ({tree.get('job')}, {tree.get('rows'):,} rows)"
+        with suppress(CorruptError, OutputError):
+            about = f" ({(ledger.plan_tree() or {}).get('job')}, {many(ledger.plan()[0].rows, 'row')})"
         return f"run {ledger.run}{about}"
 
     def _result(
