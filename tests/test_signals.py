@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,9 @@ from commands import Corpus, classify, invoke, last_json
 from processes import DEADLINE, start
 
 from batchnlp.cli import look
+from batchnlp.data.lock import NAME as LOCK
 from batchnlp.engine import driver
-from batchnlp.engine.signals import watch_signals
+from batchnlp.engine.signals import STOPPING, watch_signals
 from batchnlp.errors import Terminated
 
 
@@ -59,7 +61,7 @@ def test_while_planning(number: signal.Signals, code: int, classifier: str, tmp_
     process = start(tmp_path, job(tmp_path / "huge.txt", out, classifier))
     stdout, stderr = strike(process, number, lambda: reads(process.pid, "huge.txt"))
     assert process.returncode == code, stderr
-    assert stderr.endswith(": leaving\n")
+    assert STOPPING in stderr
     last = json.loads(stdout)
     assert (last["status"], last["exit_code"], last["hint"]) == ("stopped", code, "run the same command again")
     assert files(out) == {"lock.json.guard"}, "no plan, and no lock to stand in anyone's way"
@@ -74,7 +76,7 @@ def test_while_spooling(classifier: str, tmp_path: Path) -> None:
     process = start(tmp_path, job(tmp_path / "big.txt.zst", out, classifier))
     stdout, stderr = strike(process, signal.SIGTERM, lambda: any(out.glob("_batchnlp/*/spool/*")))
     assert process.returncode == 143, stderr
-    assert stderr.splitlines()[1] == "SIGTERM: leaving"
+    assert STOPPING in stderr
     last = json.loads(stdout)
     assert (last["status"], last["exit_code"], last["rows"]) == ("stopped", 143, 0)
     assert list(out.glob("_batchnlp/*/spool/*")) == []
@@ -94,6 +96,87 @@ def test_of_any_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     result = invoke("status", tmp_path, "--json")
     assert (result.exit_code, last_json(result)["exit_code"]) == (143, 143)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_two_that_come_together_are_one(classifier: str, tmp_path: Path) -> None:
+    """GNU timeout sends its signal to the process, and then to the group of the process."""
+    (tmp_path / "huge.txt").touch()
+    os.truncate(tmp_path / "huge.txt", 1 << 39)
+    process = start(tmp_path, job(tmp_path / "huge.txt", tmp_path / "out", classifier))
+
+    def first() -> bool:
+        if reads(process.pid, "huge.txt"):
+            process.send_signal(signal.SIGTERM)
+            return True
+        return False
+
+    stdout, stderr = strike(process, signal.SIGTERM, first)
+    assert process.returncode == 143, stderr
+    assert stderr == f"\nSIGTERM: {STOPPING}\n"
+    assert json.loads(stdout)["message"] == "stopped by SIGTERM"
+    assert not (tmp_path / "out" / LOCK).exists(), "it left in good order"
+
+
+BUSY = """
+import ctypes
+from batchnlp.engine.signals import watch_signals
+with watch_signals() as interrupt:
+    interrupt.defer()
+    mutex = ctypes.create_string_buffer(64)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+    print("busy", flush=True)
+    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another mutex")
+def test_a_main_thread_that_never_comes_back_keeps_nobody_waiting() -> None:
+    """As it is inside of Ray for seconds: no handler runs there."""
+    process = subprocess.Popen([sys.executable, "-c", BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGTERM)
+    assert (process.stderr.readline(), process.stderr.readline()[:18]) == ("\n", "SIGTERM: finishing")
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
+    process.communicate()
+    assert process.returncode == 143
+
+
+WINDOW = """
+import ctypes, os, signal, threading, time
+from batchnlp.engine.signals import watch_signals
+from batchnlp.engine.ray_runner import ray, start_ray
+
+def handler():
+    state = ctypes.create_string_buffer(256)
+    ctypes.CDLL(None).sigaction(signal.SIGTERM, None, state)
+    return state.raw[:8]
+
+def strike():
+    while handler() == ours:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+with watch_signals() as interrupt:
+    interrupt.defer()
+    ours = handler()
+    threading.Thread(target=strike, daemon=True).start()
+    start_ray(None, 1, 0)
+    assert handler() == ours
+    ray.shutdown()
+print(interrupt.exit_code)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another sigaction")
+def test_while_ray_has_a_handler_of_its_own() -> None:
+    """It aborts the process after three seconds, or leaves half of Ray to crash at the end, if it is let."""
+    done = subprocess.run([sys.executable, "-c", WINDOW], capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert (done.returncode, done.stdout) == (0, "143\n"), done.stderr
+    assert "SIGTERM: finishing" in done.stderr
 
 
 def test_what_a_run_defers_is_not_deferred_after_it() -> None:

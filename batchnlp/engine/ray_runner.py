@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ if "ray" not in sys.modules:  # it reads this when it is imported; set later, it
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+import ray._private.utils
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -42,7 +43,7 @@ from batchnlp.types import Part, Shard
 
 LOST = (ActorDiedError, ActorUnavailableError, RayActorError, TaskCancelledError)
 OBJECT_STORE = 128 << 20  # bytes; only Parts pass through it
-KNOCK_SECONDS = 10.0
+KNOCK_SECONDS = 10.0  # for the first sign of life of a cluster
 ROOM_SECONDS = 600.0  # that a cluster may take to bring a node with room for a replica; an autoscaler needs minutes
 
 
@@ -242,8 +243,23 @@ class RayRunner:
 
 def start_ray(address: str | None, cpus: int, gpus: int) -> None:
     """Join the cluster at `address`, or start one on this machine, for this process only, with token authentication."""
-    with keep_signals():
+    with keep_signals(), _no_exit_by_signal():
         _init(address, cpus, gpus)
+
+
+@contextmanager
+def _no_exit_by_signal() -> Iterator[None]:
+    """Ray's own handler of SIGTERM exits from wherever Ray is, and what is half started then crashes at the end.
+
+    What sets it is not public; in a Ray without it, `keep_signals` still tells a signal from an exit.
+    """
+    utils = ray._private.utils
+    before = getattr(utils, "set_sigterm_handler", None)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 def _init(address: str | None, cpus: int, gpus: int) -> None:

@@ -3,6 +3,9 @@
 As long as no shard is under way there is nothing to finish: the first signal raises `Interrupted` wherever the program
 is, which leaves what a crash there would. From `defer` on it only sets a flag: a handler that raised would come up
 inside a blocking call of Ray, up to a minute later.
+
+Handlers run in the main thread, when that comes back to Python, which from inside Ray takes seconds. So a thread of
+its own says at once that a signal came, and ends the process on a second one.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -19,7 +23,10 @@ import psutil
 from batchnlp.errors import Interrupted, Terminated
 
 LastWords = Callable[[Interrupted], None]
+OURS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = "finishing what is under way, then leaving; once more leaves at once"
 STDERR = 2  # not sys.stderr, which may be in the middle of a write
+ONE = 0.2  # seconds in which a second signal is the first once more: `timeout` sends it to the process and to its group
 
 
 class Interrupt:
@@ -27,6 +34,7 @@ class Interrupt:
 
     def __init__(self, last_words: LastWords = lambda error: None) -> None:
         self.signal = 0
+        self._noticed = 0.0
         self._deferred = False
         self._last_words = last_words
 
@@ -40,19 +48,25 @@ class Interrupt:
         self._deferred = deferred
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """First: leave, or remember. Second: take the children along and leave at once."""
-        if self.signal:
+        """In the main thread: remember the first, and leave if nothing is under way."""
+        if not self.signal:
+            self.signal = number
+            if not self._deferred:
+                raise _error(number)
+
+    def notice(self, number: int) -> None:
+        """In a thread of its own: say that the first came; on a second take the children along and leave at once."""
+        if not self._noticed:
+            self._noticed = time.monotonic()
+            signal.alarm(0)  # that of Ray's own handler, in place while Ray starts, which would abort in three seconds
+            with suppress(OSError):  # nobody may be there to listen
+                os.write(STDERR, f"\n{_name(number)}: {STOPPING}\n".encode())
+        elif time.monotonic() - self._noticed > ONE:
             self._end(number)
-        self.signal = number
-        if self._deferred:
-            _say(f"\n{_name(number)}: finishing what is under way; once more ends at once\n")
-            return
-        _say(f"\n{_name(number)}: leaving\n")
-        raise _error(number)
 
     def _end(self, number: int) -> None:
         try:
-            with suppress(OSError):  # nobody may be there to listen
+            with suppress(OSError):  # as above
                 self._last_words(_error(number))
             for child in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):  # it may have gone by itself
@@ -70,11 +84,6 @@ def _error(number: int) -> Interrupted:
     return kind(f"stopped by {_name(number)}", "run the same command again")
 
 
-def _say(text: str) -> None:
-    with suppress(OSError):  # as above
-        os.write(STDERR, text.encode())
-
-
 @contextmanager
 def watch_signals(last_words: LastWords = lambda error: None) -> Iterator[Interrupt]:
     """SIGINT and SIGTERM are ours as long as this lasts; off the main thread nothing is installed. Inside another of its
@@ -90,12 +99,36 @@ def watch_signals(last_words: LastWords = lambda error: None) -> Iterator[Interr
         finally:
             outer.defer(deferred=False)
         return
-    before = {number: signal.signal(number, interrupt.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, interrupt.handle) for number in OURS}
     try:
-        yield interrupt
+        with _noticing(interrupt):
+            yield interrupt
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _noticing(interrupt: Interrupt) -> Iterator[None]:
+    """The thread that is told of signals at once: Python writes their numbers into a pipe when they come."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def notice() -> None:
+        while numbers := os.read(reader, 64):
+            for number in set(OURS).intersection(numbers):
+                interrupt.notice(number)
+
+    thread = threading.Thread(target=notice, name="signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
 
 
 @contextmanager
@@ -111,8 +144,8 @@ def keep_signals() -> Iterator[None]:
     try:
         yield
     except SystemExit:
-        signal.signal(signal.SIGTERM, before)
-        signal.raise_signal(signal.SIGTERM)
+        if callable(before):
+            before(signal.SIGTERM, None)
         raise _error(signal.SIGTERM) from None
     finally:
         signal.signal(signal.SIGTERM, before)
