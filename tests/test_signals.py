@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from processes import DEADLINE, start
 from batchnlp.cli import look
 from batchnlp.data.lock import NAME as LOCK
 from batchnlp.engine import driver
+from batchnlp.engine.planner import Prepared, prepare
 from batchnlp.engine.signals import STOPPING, watch_signals
-from batchnlp.errors import Terminated
+from batchnlp.errors import Interrupted, Terminated
+from batchnlp.job.spec import JobSpec
 
 
 def job(source: Path, out: Path, model: str) -> dict[str, Any]:
@@ -87,6 +90,34 @@ def test_in_preflight(corpus: Corpus, classifier: str, tmp_path: Path, monkeypat
     monkeypatch.setattr(driver, "prepare", lambda spec: signal.raise_signal(signal.SIGTERM))
     result = classify(corpus(), tmp_path / "out", classifier, "--json")
     assert (result.exit_code, last_json(result)["error"]) == (143, "Terminated")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_others_make_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pydantic, being imported, makes a SchemaError of whatever is raised in it."""
+
+    def elsewhere(out: str) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except Interrupted:
+            raise ValueError("something broke") from None
+
+    monkeypatch.setattr(look, "open_ledgers", elsewhere)
+    result = invoke("status", tmp_path, "--json")
+    assert (result.exit_code, last_json(result)["error"]) == (130, "Interrupted")
+    assert "Traceback" not in result.stderr
+
+
+def test_one_that_got_lost_is_not_forgotten(
+    corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(spec: JobSpec) -> Prepared:
+        with suppress(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        return prepare(spec)
+
+    monkeypatch.setattr(driver, "prepare", lost)
+    assert classify(corpus(), tmp_path / "out", classifier).exit_code == 143
     assert not (tmp_path / "out").exists()
 
 

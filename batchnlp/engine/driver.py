@@ -102,6 +102,7 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
     began = time.monotonic()
     with watch_signals() as interrupt:
         prepared = prepare(spec)
+        interrupt.check()
         store = LocalStore(spec.output.path)
         refuse_other_runs(prepared, store)
         lock = Lock(store, invocation := uuid.uuid4().hex[:12])

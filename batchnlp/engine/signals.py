@@ -34,6 +34,7 @@ class Interrupt:
 
     def __init__(self, last_words: LastWords = lambda error: None) -> None:
         self.signal = 0
+        self.raised = False
         self._noticed = 0.0
         self._deferred = False
         self._last_words = last_words
@@ -51,8 +52,14 @@ class Interrupt:
         """In the main thread: remember the first, and leave if nothing is under way."""
         if not self.signal:
             self.signal = number
-            if not self._deferred:
+            self.raised = not self._deferred
+            if self.raised:
                 raise _error(number)
+
+    def check(self) -> None:
+        """Raise what was raised once and got lost: Python only reports what comes up in a finaliser."""
+        if self.raised:
+            raise _error(self.signal)
 
     def notice(self, number: int) -> None:
         """In a thread of its own: say that the first came; on a second take the children along and leave at once."""
@@ -103,6 +110,10 @@ def watch_signals(last_words: LastWords = lambda error: None) -> Iterator[Interr
     try:
         with _noticing(interrupt):
             yield interrupt
+    except Exception as error:
+        if interrupt.raised and not isinstance(error, Interrupted):  # what others made of it
+            raise _error(interrupt.signal) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
