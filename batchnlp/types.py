@@ -9,7 +9,7 @@ This file imports numpy and pyarrow and nothing of batchnlp.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -84,14 +84,15 @@ class Shard:
 class Failure:
     """A document that has no result. Filled by whoever met it: reader, task or backend."""
 
-    doc: int  # row inside the shard; -1 from a reader, which knows only file and row
+    doc: int  # row inside the shard
     stage: str  # read, encode, forward, decode
     code: str  # snake_case, stable, grouped by in `status`
     message: str  # one sentence, without the document's text
     attempts: int = 1
-    file: str = ""  # InputFile.name
-    row: int = -1  # row in the file, from 0
-    line: int = -1  # line in the file, from 1, for line formats
+
+
+def _no_line(doc: int) -> int:
+    return -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class Docs:
     file: Int32  # index into the source's files
     row: Int64  # row in that file, from 0
     failures: tuple[Failure, ...] = ()
+    line: Callable[[int], int] = _no_line  # row of the shard → line in its file, from 1; -1 where there are none. Slow
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -327,3 +329,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return found[0] if found else ""
+
+
+def many(count: int, noun: str) -> str:
+    """1 shard, 2,000 shards."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -449,7 +449,7 @@ def test_labels_without_a_scheme_are_told_by_plan_and_run(corpus: Corpus, tmp_pa
     spec = job(corpus(), path, tmp_path / "out")
     note = "the labels (NOUN, VERB) have no B-: neighbours of one label are one entity; none is O, so every word is part of"
     assert estimate(prepare(spec)).notes[0].startswith(note)
-    assert batchnlp.run(spec).message.startswith(note)
+    assert batchnlp.run(spec).notes[0].startswith(note)
 
 
 def test_plan_counts_what_tokens_weigh(corpus: Corpus, bio: str, classifier: str, tmp_path: Path) -> None:

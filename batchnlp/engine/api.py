@@ -30,7 +30,8 @@ def as_spec(job: Job) -> JobSpec:
 
 
 def run(job: Job, listen: Listener = lambda progress: None) -> RunResult:
-    """Run a job, or resume it. `exit_code` is 0 when it is done; errors are raised (see `batchnlp.errors`)."""
+    """Run a job, or resume it. `status` is done, failed (over limits.max_failed) or stopped (by a signal), and `exit_code`
+    that of the command; errors are raised (see `batchnlp.errors`)."""
     return run_job(as_spec(job), listen)
 
 

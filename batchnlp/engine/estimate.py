@@ -17,7 +17,7 @@ import numpy as np
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.data.ledger import Ledger
+from batchnlp.data.ledger import Ledger, sums
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan
 from batchnlp.text.batching import pack, padding
@@ -50,8 +50,9 @@ class Estimate:
     resolved: dict[str, Any]
     replicas: int
     committed: int  # shards that a run before has done
+    rows_done: int  # in them
     docs_per_second: float | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # for the rows that are left
     notes: list[str] = field(default_factory=list)
 
 
@@ -60,7 +61,9 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
     hardware = devices.probe_hardware()
     resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware, prepared.task.needs)
     replicas, threads = devices.share(hardware, resolved.device, prepared.spec.engine.replicas)
-    plan = make_plan(prepared, replicas)
+    ledger = Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint)
+    plan = make_plan(prepared, replicas) if ledger.plan_tree() is None else ledger.plan()[0]
+    done = ledger.commits()
     full = full or plan.rows <= SAMPLE
     survey = Survey(prepared)
     if full:
@@ -75,16 +78,17 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
         rows=plan.rows, sampled=sampled, tokens=int(n_tokens.sum() * scale), histogram=_histogram(n_tokens),
         longest=int(n_tokens.max(initial=0)), over_limit=int(survey.over * scale),
         max_length=prepared.model.max_length,
-        duplicate_share=round(1 - len(survey.texts) / max(sampled, 1), 4), dead=dict(survey.dead),
+        duplicate_share=round((survey.with_text - len(survey.texts)) / max(sampled, 1), 4), dead=dict(survey.dead),
         padding=_padding(lengths, resolved, plan, sampled),
         memory=_memory(prepared, resolved, lengths, plan, sampled),
         resolved=asdict(resolved), replicas=replicas,
-        committed=len(Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint).commits()),
+        committed=len(done), rows_done=sums(done.values())["rows"],
         notes=[prepared.task.note] if prepared.task.note else [],
     )  # fmt: skip
     if probe:
         found.docs_per_second = _probe(prepared, resolved, survey, threads) * replicas
-        found.seconds = plan.rows / found.docs_per_second if found.docs_per_second else None
+        left = plan.rows - found.rows_done
+        found.seconds = left / found.docs_per_second if found.docs_per_second else None
     return found
 
 
@@ -96,6 +100,7 @@ class Survey:
         self.rows = 0
         self.n_tokens: list[Any] = [np.empty(0, np.int32)]
         self.lengths: list[Any] = [np.empty(0, np.int64)]  # of pieces
+        self.with_text = 0
         self.texts: set[bytes] = set()  # hashes
         self.dead: Counter[str] = Counter()
         self.over = 0  # documents longer than the model takes beside prompt and labels
@@ -108,8 +113,9 @@ class Survey:
         self.rows += len(docs)
         self.n_tokens.append(encoded.counts.n_tokens)
         self.lengths.append(encoded.pieces.lengths)
-        texts = map(docs.text_at, range(len(docs)))
-        self.texts.update(blake2b((text or "").encode(), digest_size=8).digest() for text in texts)
+        texts = [text for text in map(docs.text_at, range(len(docs))) if text]
+        self.with_text += len(texts)
+        self.texts.update(blake2b(text.encode(), digest_size=8).digest() for text in texts)
         codes = {failure.doc: failure.code for failure in reversed([*docs.failures, *encoded.failures])}
         self.dead.update(codes.values())
         counts = encoded.counts

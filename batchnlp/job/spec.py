@@ -262,11 +262,11 @@ class LimitsSpec(Section):
     max_failed: int | str = Field("1%", description="Dead letters from which the run counts as failed: 100, or 0.1%.")
     grace_seconds: float = Field(30.0, ge=0, description="After a signal: time for shards under way to finish.")
 
-    @field_validator("max_failed")
+    @field_validator("max_failed", mode="before")
     @classmethod
-    def _check(cls, value: int | str) -> int | str:
-        if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?%?", value):
-            raise ValueError("limits.max_failed is a count (100) or a share (0.1%)")
+    def _check(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not re.fullmatch(r"\d+|\d+(\.\d+)?%", str(value)):
+            raise ValueError(f"limits.max_failed is a count (100) or a share (0.1%), not {value!r}")
         return value
 
     def failed_allowed(self, rows: int) -> int:
