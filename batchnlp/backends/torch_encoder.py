@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from batchnlp.backends.torch_model import Aborted, TorchBackend, give_up, is_out_of_memory, judge, load_model
+from batchnlp.backends.base import Aborted
+from batchnlp.backends.torch_model import TorchBackend, give_up, is_out_of_memory, judge, load_model
 from batchnlp.errors import ModelError
 from batchnlp.text.batching import halve, pack
 from batchnlp.text.encode import ranges
