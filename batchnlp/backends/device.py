@@ -11,7 +11,7 @@ from typing import Any
 
 from batchnlp import registry
 from batchnlp.errors import MissingExtraError, UsageError
-from batchnlp.types import ModelFiles, Resolved
+from batchnlp.types import ModelFiles, Resolved, Server
 
 CPU_TOKENS = {
     "torch": 4096,
@@ -68,6 +68,8 @@ def _cpu_bfloat16() -> bool:
 
 def resolve(engine: Any, model: ModelFiles, hardware: Hardware, needs: str) -> Resolved:
     """Every `auto` of the engine section, decided, for a task that needs this kind of answer."""
+    if isinstance(model, Server):
+        return Resolved("server", "", "http", 0, f"{model.name} at {model.url}")
     device = engine.device
     if device == "auto":
         device = "cuda" if hardware.gpus else "cpu"
@@ -142,7 +144,9 @@ def gpu_tokens(model: ModelFiles, dtype: str, memory: int) -> int:
 
 
 def share(hardware: Hardware, device: str, replicas: int | str) -> tuple[int, int]:
-    """(replicas, CPU threads of each): one replica a GPU, else one for all CPUs up to eight each."""
+    """(replicas, CPU threads of each): one replica a GPU, else one for all CPUs up to eight each; one for a server."""
+    if device == "server":
+        return (1 if replicas == "auto" else int(replicas)), 1
     if replicas == "auto":
         count = hardware.gpus if device == "cuda" else 1 if device != "cpu" else max(1, hardware.cpus // 8)
     else:

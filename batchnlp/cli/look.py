@@ -43,7 +43,12 @@ def show_plan(path: str, settings: Sequence[str], full: bool, probe: bool, as_js
         ("memory a replica", memory),
         ("time", eta),
     ]
+    if found.resolved["backend"] == "http":
+        unknown = "tokens", "over the limit", "padding", "memory a replica", "time"  # but to the server
+        rows = [row for row in rows if row[0] not in unknown]
     print_table("", ("", ""), rows)
+    if not found.histogram:
+        return
     most = max(found.histogram.values(), default=1)
     print_table(
         "\ntokens a document", ("", "", ""),
