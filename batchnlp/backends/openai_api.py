@@ -23,7 +23,7 @@ from batchnlp.types import Decoding, Reply
 BUSY = {429, 503, 529}  # too many requests, whoever sends them
 AGAIN = {408, 409, 425}  # with those and all from 500 on
 ROW = {400, 413, 422}  # this request is wrong
-FAULT, HANG, CROWD = 1.0, 3.0, 0.2  # what a try in vain counts, of those a request has: an error, no answer, no room
+FAULT, HANG, CROWD, QUOTA = 1.0, 3.0, 0.2, 0.02  # what a try in vain counts: an error, no answer, no room, too early
 TOO_LONG = re.compile(r"context.{0,10}(length|size|window)|too long|max_model_len|too many tokens", re.IGNORECASE)
 FILTERED = re.compile(r"content.?(filter|policy)|moderation", re.IGNORECASE)
 QUOTE = re.compile(r"(?<!\w)[\"'`]|[\[{(<\\]|[^\x00-\x7f]")  # what a quotation of the document could begin with
@@ -121,29 +121,39 @@ def _error(tree: Any) -> dict[str, Any]:
 def refusal(status: int, headers: Mapping[str, str], tree: Any, asked: str, key: str) -> Refused | Trouble | Fatal:
     """What an answer of such a status means, which is not 2xx."""
     error = _error(tree)
-    code, kind, text = (str(error.get(name) or "") for name in ("code", "type", "message"))
-    said = f"{code} {kind} {text}"
+    code, text = str(error.get("code") or ""), str(error.get("message") or error.get("detail") or "")
     name = code if NAME.fullmatch(code) and code not in asked and code != key else ""
-    why = " ".join(filter(None, (str(status), name, reason(text or str(error.get("detail") or ""), asked, key))))
-    if "insufficient_quota" in (code, kind) or status == 402:
+    why = " ".join(filter(None, (str(status), name, reason(text, asked, key))))
+    if status == 402 or "insufficient_quota" in (code, error.get("type")):
         return Fatal(f"answers {status}: the account has no credit left", "top it up; the same command goes on")
+    if alone := _refused(status, f"{code} {error.get('type')} {error.get('param')} {text}", why):
+        return alone
     if status in BUSY:
-        return Trouble(why, CROWD, True, retry_after(headers))
+        return Trouble(why, QUOTA if status == 429 else CROWD, True, retry_after(headers))
     if status in AGAIN or status >= 500:
         return Trouble(why, wait=retry_after(headers))
-    if status == 400 and "max_completion_tokens" in text and "max_tokens" in f"{error.get('param')} {text}":
-        return Refused("refused", why, "max_completion_tokens")
-    if FILTERED.search(said) and status in ROW | {403}:
-        return Refused("content_filter", f"the server's content filter refuses it: {why}")
-    if status == 413 or (status in ROW and TOO_LONG.search(said)):
-        return Refused("too_long", f"over the server's limit: {why}")
-    if status in ROW:
-        return Refused("refused", f"the server refuses it: {why}")
     if status in (401, 403):  # such reasons quote keys
         return Fatal(f"answers {status}: it does not take the key", "")
     if 300 <= status < 400:
         return Fatal(f"answers {status}: it is elsewhere", "write its final address into engine.url")
     return Fatal(f"answers {why}", "check task.model and engine.url")
+
+
+def _refused(status: int, said: str, why: str) -> Refused | None:
+    """Why this request alone gets no answer; None where it is about others too."""
+    if status == 429 and "request too large" in said.casefold():  # for the quota of a minute, so for ever
+        return Refused("too_long", f"over the server's limit: {why}")
+    if status not in ROW | {403}:
+        return None
+    if FILTERED.search(said):
+        return Refused("content_filter", f"the server's content filter refuses it: {why}")
+    if status == 403:
+        return None
+    if "max_tokens" in said and "max_completion_tokens" in said:
+        return Refused("refused", f"the server refuses it: {why}", "max_completion_tokens")
+    if status == 413 or TOO_LONG.search(said):
+        return Refused("too_long", f"over the server's limit: {why}")
+    return Refused("refused", f"the server refuses it: {why}")
 
 
 def _reply(tree: Any, decoding: Decoding) -> Outcome:

@@ -12,7 +12,7 @@ import random
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from time import monotonic, perf_counter, sleep
+from time import monotonic, sleep
 from types import TracebackType
 from typing import Any
 
@@ -23,7 +23,7 @@ from batchnlp.backends.throttle import MOST, Throttle
 from batchnlp.errors import ModelError, StoppedError
 from batchnlp.types import Decoding, Reply, Server, nearest
 
-CONNECT, ANSWER = 10.0, 600.0  # seconds: until a connection stands, until an answer is there
+CONNECT, ANSWER, CHECK = 10.0, 600.0, 60.0  # seconds: until a connection stands, an answer is there, one more of before
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds: before the second try, before any later one
 TRIES = 6  # in vain, of one request
 PATIENCE = 300.0  # seconds without an answer to anything, after which the server counts as down
@@ -89,13 +89,13 @@ class Line:
     async def _answer(self, prompt: Any, seed: int | None) -> Reply | Refused:
         tries, spent = 0, 0.0
         while True:
-            began, limit = perf_counter(), self._limit
-            outcome = await self._try(prompt, seed)
+            began, limit = monotonic(), self._limit
+            outcome = await self._try(prompt, seed, ANSWER)
             if isinstance(outcome, Reply):
                 self._good, self._down = (prompt, seed), None
                 work = max(outcome.n_tokens, 0) + max(outcome.n_new_tokens, 1)
                 full = self.under_way >= self._throttle.limit
-                self._throttle.answered(began, perf_counter(), work, full=full)
+                self._throttle.answered(began, monotonic(), work, full=full)
                 return outcome
             if isinstance(outcome, Fatal):
                 raise self._end(outcome)
@@ -106,21 +106,21 @@ class Line:
                 return outcome
             tries, spent = tries + 1, spent + outcome.cost
             if outcome.busy:
-                self._throttle.pushed_back(began, perf_counter())
-            if await self._is_hopeless(spent, outcome):
+                self._throttle.pushed_back(began, monotonic())
+            if await self._is_hopeless(spent, outcome, began):
                 return Refused("server_error", f"no answer, while others get one: {outcome.reason}", tries=tries)
             pause = min(PAUSE * 2 ** min(tries - 1, 30), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
             await asyncio.sleep(max(pause, outcome.wait * random.uniform(1.0, 1.1)))
 
-    async def _try(self, prompt: Any, seed: int | None) -> Outcome:
+    async def _try(self, prompt: Any, seed: int | None, within: float) -> Outcome:
         body = request(self._server.name, prompt, seed, self._decoding, self._limit)
         text = prompt if isinstance(prompt, str) else "\n".join(turn["content"] for turn in prompt)
         path = "completions" if isinstance(prompt, str) else "chat/completions"
         try:
-            async with asyncio.timeout(ANSWER):
+            async with asyncio.timeout(within):
                 got = await self._client.post(f"{self._server.url}/{path}", json=body)
         except TimeoutError:
-            return Trouble(f"no answer within {ANSWER:.0f} s", HANG, True)
+            return Trouble(f"no answer within {within:.0f} s", HANG, True)
         except httpx2.ConnectTimeout:
             return Trouble("no connection", busy=True)
         except httpx2.TransportError as error:
@@ -134,9 +134,9 @@ class Line:
             return Refused("refused", f"the server {outcome.reason.partition(':')[0]} to this request")
         return outcome
 
-    async def _is_hopeless(self, spent: float, trouble: Trouble) -> bool:
+    async def _is_hopeless(self, spent: float, trouble: Trouble, began: float) -> bool:
         """Whether a request that failed again is to be given up; StoppedError where the server is down."""
-        self._down = self._down or monotonic()
+        self._down = self._down or began
         if trouble.wait > LONGEST_WAIT:
             raise self._stop(f"asks to be left alone for {trouble.wait:,.0f} s")
         if spent < TRIES and monotonic() - self._down < PATIENCE:
@@ -152,7 +152,7 @@ class Line:
         async with self._checking:
             if self._down is None:
                 return True  # it has answered another one meanwhile
-            if self._good is None or not isinstance(await self._try(*self._good), Reply):
+            if self._good is None or not isinstance(await self._try(*self._good, CHECK), Reply):
                 return False
             self._down = None
             return True
