@@ -31,6 +31,7 @@ BACKENDS = {  # by the kind of raw answer
         "completions": GENERATOR,
     },
     "openvino": {"scores": OPENVINO, "vectors": OPENVINO},
+    "vllm": {"completions": "batchnlp.backends.vllm_generator:VllmGenerator"},
     "http": {"replies": "batchnlp.backends.http:HttpBackend"},
 }  # fmt: skip
 RUNNERS = {

@@ -331,7 +331,7 @@ class Resolved:
     device: str  # cpu, cuda, cuda:0, ...; or server
     dtype: str  # float32, bfloat16; empty where the server decides
     backend: str
-    tokens_per_batch: int
+    tokens_per_batch: int  # 0 where the backend makes its own batches
     why: str  # one sentence for the user
 
 

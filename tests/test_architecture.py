@@ -20,6 +20,7 @@ DOORS = {  # library → where it may be imported
     "rich": ("cli/", "report/"),
     "click": ("cli/",),
     "httpx2": ("backends/openai_client.py",),
+    "vllm": ("backends/vllm_generator.py",),
     "duckdb": ("sinks/duckdb.py",),
     "deltalake": ("sinks/",),
     "pyiceberg": ("sinks/",),

@@ -26,6 +26,7 @@ from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved, Server
 
 SAMPLE = 2_000  # documents
 PROBE_SECONDS = 5.0
+PROBE_TOKENS = 16_384  # a batch, where the backend makes its own
 EDGES = [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
 
 
@@ -165,7 +166,7 @@ def _probe(prepared: Prepared, resolved: Resolved, survey: Survey, threads: int)
         done["tokens"] += tokens
         done["seconds"] += seconds
 
-    batches = list(pack(encoded.pieces.lengths, resolved.tokens_per_batch))
+    batches = list(pack(encoded.pieces.lengths, resolved.tokens_per_batch or PROBE_TOKENS))
     backend.forward(take(encoded.pieces, batches[0].index))  # pays for allocations, and is not counted
     backend.on_batch = count
     began = perf_counter()

@@ -211,8 +211,8 @@ class EngineSpec(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it."
     )
-    backend: Literal["auto", "torch", "openvino", "http"] = Field(
-        "auto", description="What runs the model; auto: for encoders on a CPU OpenVINO, where it is installed, else torch."
+    backend: Literal["auto", "torch", "openvino", "vllm", "http"] = Field(
+        "auto", description="What runs the model; auto: OpenVINO for encoders on a CPU, where installed, else torch."
     )
     url: str | None = Field(None, description="http: base of an OpenAI-compatible API, as http://localhost:8000/v1.")
     api_key_env: str | None = Field(
@@ -249,11 +249,14 @@ class EngineSpec(Section):
         served = self.backend == "http"
         if served and self.url is None:
             raise ValueError("engine.url is needed for engine.backend=http: a base as http://localhost:8000/v1")
-        idle = ("device", "dtype", "tokens_per_batch") if served else ("url", "api_key_env")
-        for key in idle:
+        idle = dict.fromkeys(("device", "dtype", "tokens_per_batch"), "means nothing to a server")
+        if not served:
+            idle = dict.fromkeys(("url", "api_key_env"), "belongs to engine.backend=http")
+        if self.backend == "vllm":
+            idle["tokens_per_batch"] = "means nothing to vLLM, which makes its own batches"
+        for key, why in idle.items():
             if getattr(self, key) != type(self).model_fields[key].default:
-                where = "means nothing to a server" if served else "belongs to engine.backend=http"
-                raise ValueError(f"engine.{key} {where}; leave it out")
+                raise ValueError(f"engine.{key} {why}; leave it out")
         return self
 
 
