@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from commands import rows_of
+
+import batchnlp
+from batchnlp.data.verify import verify
+
 MODEL = "org/tiny"
 Body = dict[str, Any]
+TEXTS = ["one two three", "the game server", "three", "Ünïcödé näive text"]
+KEY = "sk-planted-4711-never-to-be-seen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +172,40 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
+
+
+# --- jobs for it
+
+
+def apply(kind: str, data: Any, server: ApiServer, **task: Any) -> list[dict[str, Any]]:
+    engine = {"backend": "http", "url": server.url}
+    return batchnlp.apply(kind, data, model=MODEL, engine=engine, **task).to_pylist()  # type: ignore[no-any-return]
+
+
+def job(source: Path, out: Path, server: ApiServer, runner: str = "inline", **task: Any) -> dict[str, Any]:
+    """A chat in shards of five rows."""
+    return {
+        "source": {"path": str(source), "id": "doc_id", "rows_per_shard": 5},
+        "task": {"kind": "chat", "model": MODEL, **task},
+        "engine": {"runner": runner, "backend": "http", "url": server.url},
+        "output": {"path": str(out)}, "limits": {"max_failed": "100%"},
+    }  # fmt: skip
+
+
+def assert_whole(out: Path, texts: list[str]) -> None:
+    """Every row once, in order, with its own answer."""
+    assert verify(str(out)).problems == []
+    rows = rows_of(out)
+    assert [(row["id"], row["reply"]) for row in rows] == [(f"doc-{i:03}", reverse(t)) for i, t in enumerate(texts)]
+
+
+def start(tmp_path: Path, spec: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
+    """The job in a process of its own."""
+    file = tmp_path / "job.yaml"
+    file.write_text(json.dumps(spec))
+    command = [sys.executable, "-m", "batchnlp", "run", str(file), "--json"]
+    environ = os.environ | environment
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
+
+
+Start = Callable[..., ApiServer]

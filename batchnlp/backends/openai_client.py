@@ -123,7 +123,7 @@ class Line:
             return Trouble(f"no answer within {within:.0f} s", HANG, True)
         except httpx2.ConnectTimeout:
             return Trouble("no connection", busy=True)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             return Trouble(f"the connection broke ({type(error).__name__})", busy=True)
         outcome = read(got.status_code, got.headers, got.content, text, self._decoding, self._key)
         if got.status_code == 404 and isinstance(outcome, Fatal) and isinstance(prompt, str):
@@ -222,7 +222,9 @@ def _models(url: str, key: str, key_env: str | None) -> Any:
             raise ModelError(f"{url} does not answer within {CONNECT:.0f} s", "check engine.url") from None
         except httpx2.ConnectError as error:
             raise ModelError(f"no server at {url}: {error}", "start it, or check engine.url") from None
-        except httpx2.TransportError as error:
+        except httpx2.InvalidURL as error:
+            raise ModelError(f"{url} is no address: {error}", "check engine.url") from None
+        except httpx2.RequestError as error:
             outcome: Any = Trouble(f"breaks the connection ({type(error).__name__})")
         else:
             if got.is_success or got.status_code == 404:
