@@ -120,9 +120,8 @@ class VllmGenerator(Backend):
         ids = list(output.token_ids)
         finish = "length" if output.finish_reason == "length" else "stop"
         logprobs = [entry[token].logprob for entry, token in zip(output.logprobs or (), ids, strict=False)]
-        if (
-            finish == "stop" and ids and not isinstance(output.stop_reason, str)
-        ):  # ended by a token, not by a stop string
+        by_string = isinstance(output.stop_reason, str)  # which the task cuts off; an end token is no part of an answer
+        if finish == "stop" and ids and not by_string:
             ids, logprobs = ids[:-1], logprobs[:-1]
         job.answer(piece, ids, finish, logprobs)
         tokens = int(job.pieces.lengths[piece]) + len(output.token_ids)
