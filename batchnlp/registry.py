@@ -11,6 +11,8 @@ from batchnlp.types import Server, nearest
 TASKS = {
     "classify": "batchnlp.tasks.classify:Classify",
     "zero-shot": "batchnlp.tasks.zero_shot:make",
+    "ner": "batchnlp.tasks.ner:Ner",
+    "qa": "batchnlp.tasks.qa:Qa",
     "embed": "batchnlp.tasks.embed:Embed",
     "summarize": "batchnlp.tasks.summarize:Summarize",
     "translate": "batchnlp.tasks.translate:Translate",

@@ -141,9 +141,7 @@ class Pieces:
     weight: Int32  # [pieces] content tokens that this piece owns
     type_ids: npt.NDArray[np.uint8] | None = None  # [tokens] segment ids, None when all are zero
     role: Int32 | None = None  # [pieces] what the task tells its pieces apart by (the label of an entailment pair)
-    own: Int32 | None = None  # [pieces] content tokens at its start that an earlier, overlapping window owns
-    char_start: Int32 | None = None  # [tokens] where in the text a token begins, -1 for those that are not of it
-    char_end: Int32 | None = None  # [tokens] one past its last character
+    word: Int32 | None = None  # [tokens] place in the piece where the token's word begins, if words are judged as one
     max_new: Int32 | None = None  # [pieces] tokens that may be generated; the job's limit without it
     seed: Int64 | None = None  # [pieces] of the sampling, so that an answer does not depend on its batch
     requests: pa.Array | None = None  # [pieces] large_string prompts, or conversations, list<struct<role, content>>
@@ -216,8 +214,9 @@ class Raw:
 
         scores         [pieces, labels]  logits of a sequence classifier
         vectors        [pieces, dim]     pooled states before any normalisation
-        token_scores   [tokens, labels]  logits of a token classifier, one row for each of `Pieces.ids`
-        span_scores    [tokens, 2]       start and end logits of an extractive reader
+        token_scores   [tokens, 2]       the likeliest label of each of `Pieces.ids` and its probability; where there is
+                                         `Pieces.word`, of the mean of its word's probabilities
+        span_scores    [tokens, 2]       start and end logits of an extractive reader, for each of `Pieces.ids`
         completions    [new tokens, 1]   log-probabilities where asked for; the tokens are in `Completions`
         replies        nothing           the texts are in `Replies`
     """

@@ -12,6 +12,7 @@ import click
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import tiny_readers
 from commands import BAD, QUICK, Corpus, classify, invoke, last_json, rows_of
 
 from batchnlp.cli.main import main
@@ -22,6 +23,8 @@ ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--
 FLAGS = {
     "classify": ONE_OFF,
     "zero-shot": sorted([*ONE_OFF, "--labels"]),
+    "ner": ONE_OFF,
+    "qa": sorted([*ONE_OFF, "--question", "--question-column"]),
     "embed": ONE_OFF,
     "summarize": sorted([*ONE_OFF, "--prompt", "--max-new-tokens"]),
     "translate": sorted([*ONE_OFF, "--source-language", "--target-language", "--max-new-tokens"]),
@@ -210,6 +213,25 @@ def test_zero_shot_with_labels(tmp_path: Path, corpus: Corpus, nli: str) -> None
     result = invoke("zero-shot", corpus(), "-o", out, "--model", nli, "--labels", "games, science", *QUICK)
     assert result.exit_code == 0, result.output
     assert {row["label"] for row in rows_of(out)} <= {"games", "science"}
+
+
+def test_ner_and_qa_from_flags(tmp_path: Path, corpus: Corpus) -> None:
+    texts = [f"the data of {tiny_readers.NAME}", "the data of a game"]
+    found = {"label": "PER", "text": tiny_readers.NAME, "start": 12, "end": 29}
+    source, model = corpus(texts), tiny_readers.save_spotter(tmp_path / "ner", limit=64)
+    result = invoke("ner", source, "-o", tmp_path / "a", "--model", model, *QUICK)
+    assert result.exit_code == 0, result.output
+    rows = [[{k: v for k, v in e.items() if k != "score"} for e in row["entities"]] for row in rows_of(tmp_path / "a")]
+    assert rows == [[found], []]
+    model = tiny_readers.save_spotter(tmp_path / "qa", answers=True, limit=64)
+    for i, flag in enumerate((["--question", "who?"], ["--question-column", "lang"])):
+        result = invoke("qa", source, "-o", tmp_path / f"b{i}", "--model", model, *flag, *QUICK)
+        assert result.exit_code == 0, result.output
+        answers = [(row["answer"], row["start"], row["end"]) for row in rows_of(tmp_path / f"b{i}")]
+        assert answers == [(tiny_readers.NAME, 12, 29), (None, None, None)]
+    result = invoke("qa", source, "-o", tmp_path / "c", "--model", model, *QUICK)
+    assert result.exit_code == 2
+    assert "task.question is needed for qa" in result.stderr
 
 
 # --- dead letters

@@ -447,6 +447,8 @@ STAND_INS = {
     "chat": "qwen",
     "sentiment": "sentiment",
     "spam": "spam",
+    "entities": "ner",
+    "answers": "qa",
 }
 
 
@@ -480,7 +482,7 @@ def test_every_job_runs_with_its_stand_in(
             "engine.runner=inline", "engine.dtype=float32", "engine.device=cpu"]  # fmt: skip
     short = (
         []
-        if name in ("sentiment", "spam")
+        if name in ("sentiment", "spam", "entities", "answers")
         else ["task.max_new_tokens=3", "source.filter=[[title, in, [GIL, BDFL, EAFP]]]"]
     )
     settings = [part for key in more + short for part in ("--set", key)]

@@ -1,10 +1,10 @@
-"""Encoders on torch: pieces in, logits or pooled vectors out, in padded batches sorted by length.
+"""Encoders on torch: pieces in, logits or pooled vectors out, or values for each token, in padded batches sorted by length.
 
 Batches that fail are halved, whatever the reason: when memory runs out the size that did not fit is remembered and not
 tried again; any other error ends at the one document that causes it, which becomes a dead letter. A CUDA device on which a
 kernel has failed does nothing any more, whatever the document: then the worker ends.
 
-Shapes: B rows of a batch, L padded length, H hidden size.
+Shapes: B rows of a batch, L padded length, H hidden size, W columns of the answer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from batchnlp.backends.base import Aborted
+from batchnlp.backends.token_heads import BY_TOKEN, best_labels, borders, token_rows
 from batchnlp.backends.torch_model import TorchBackend, give_up, is_out_of_memory, judge, load_model
 from batchnlp.errors import ModelError
 from batchnlp.text.batching import halve, pack
@@ -32,7 +33,7 @@ class _Flight:
     """A batch that was launched, and where its answer will be."""
 
     batch: Batch
-    host: Tensor  # [B, labels or H] float32 in host memory
+    host: Tensor  # [B, W] or [B, L, W] float32 in host memory
     wait: Callable[[], None]  # until the answer is there; raises what went wrong on the device meanwhile
 
 
@@ -47,7 +48,7 @@ class TorchEncoder(TorchBackend):
         self.kind = kind
         self.note = ""
         self._model = load_model(model, getattr(torch, dtype or resolved.dtype), kind).to(self.device)
-        self._answer = Answer(self._model, Pooler(model, self.device) if kind == "vectors" else None)
+        self._answer = Answer(self._model, kind, Pooler(model, self.device) if kind == "vectors" else None)
         self._pad = int(self._model.config.pad_token_id or 0)
         self._worked = False
         self._ahead = int(self.device.type == "cuda")  # batches that are launched before the last one is awaited
@@ -89,7 +90,7 @@ class TorchEncoder(TorchBackend):
             now = perf_counter()
             self.on_batch(len(batch.index), real, batch.tokens, now - last)
             last = now
-        values = self._gather(answers, len(pieces))
+        values = self._gather(answers, pieces)
         return Raw(self.kind, values, tuple(failures), tokens, executed, perf_counter() - began)
 
     def _fail(
@@ -129,6 +130,9 @@ class TorchEncoder(TorchBackend):
             inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device, non_blocking=True)
         if pieces.type_ids is not None:
             inputs["token_type_ids"] = self._padded(pieces.type_ids[where], mask, n, batch.length, 0)
+        if pieces.word is not None:
+            last = batch.length - 1  # padding is there wherever it does not count
+            inputs["word"] = self._padded(pieces.word[where], mask, n, batch.length, last)
         return inputs
 
     def _padded(self, flat: Any, mask: Any, rows: int, length: int, pad: int) -> Tensor:
@@ -141,13 +145,14 @@ class TorchEncoder(TorchBackend):
         tensor = torch.from_numpy(table)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _gather(self, answers: list[tuple[Batch, Any]], rows: int) -> Any:
-        """All answers in the order of the pieces; NaN where there is none."""
-        if not answers:
-            return np.full((rows, self.width), np.nan, np.float32)
-        values = np.concatenate([answer for _, answer in answers])
-        out = np.full((rows, values.shape[1]), np.nan, np.float32)
-        out[np.concatenate([batch.index for batch, _ in answers])] = values
+    def _gather(self, answers: list[tuple[Batch, Any]], pieces: Pieces) -> Any:
+        """All answers in the order of the pieces, or of their tokens; NaN where there is none."""
+        by_token = self.kind in BY_TOKEN
+        width = answers[0][1].shape[-1] if answers else self.width
+        out = np.full((len(pieces.ids) if by_token else len(pieces), width), np.nan, np.float32)
+        for batch, answer in answers:
+            where, rows = token_rows(pieces, batch, answer) if by_token else (batch.index, answer)
+            out[where] = rows
         return out
 
     @property
@@ -163,22 +168,25 @@ def _landed(flight: _Flight) -> Any:
 
 
 class Answer(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
-    """The model with its pooling: [B, labels] logits or [B, width] vectors, in float32."""
+    """The model with its pooling: [B, W] logits or vectors or, for values of tokens, [B, L, W], in float32."""
 
-    def __init__(self, model: Any, pooler: Pooler | None) -> None:
+    def __init__(self, model: Any, kind: str, pooler: Pooler | None) -> None:
         super().__init__()
-        self.model, self.pooler = model, pooler
-        self.width = pooler.width if pooler is not None else int(model.config.num_labels)
+        self.model, self.kind, self.pooler = model, kind, pooler
+        self.width = pooler.width if pooler is not None else 2 if kind in BY_TOKEN else int(model.config.num_labels)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> Tensor:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
+        word: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """All inputs [B, L]."""
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         out = self.model(input_ids=input_ids, attention_mask=attention_mask, **more)
-        if self.pooler is None:
-            return out.logits.float()
-        return self.pooler(out.last_hidden_state, attention_mask)
+        if self.pooler is not None:
+            return self.pooler(out.last_hidden_state, attention_mask)
+        if self.kind == "span_scores":
+            return borders(out)
+        return best_labels(out.logits, word) if self.kind == "token_scores" else out.logits.float()
 
 
 class Pooler(torch.nn.Module):  # type: ignore[misc]

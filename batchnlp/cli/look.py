@@ -42,6 +42,7 @@ def show_plan(path: str, settings: Sequence[str], full: bool, probe: bool, as_js
         ("engine", f"{found.replicas} x {found.resolved['device']}, {found.resolved['why']}"),
         ("memory a replica", memory),
         ("time", eta),
+        *(("note", note) for note in found.notes),
     ]
     if found.resolved["backend"] == "http":
         unknown = "tokens", "over the limit", "padding", "memory a replica", "time"  # but to the server

@@ -122,9 +122,12 @@ _PROMPT = click.option("--prompt", help="A jinja2 template; {{ text }} is the do
 _MAX_NEW = click.option("--max-new-tokens", type=int, help="Tokens an answer may have; 256 without it.")
 _SYSTEM = click.option("--system", help="The system prompt.")
 _SOURCE = click.option("--source-language", help="The documents' language, as the model names it.")
+_QUESTION = click.option("--question", help="The question that is asked of every document.")
+_QUESTION_COLUMN = click.option("--question-column", help="The column with a question for each document.")
 _TARGET = click.option("--target-language", help="The language to translate into.")
 _OWN: dict[str, tuple[Callable[[Command], Command], ...]] = {
     "zero-shot": (_LABELS,),
+    "qa": (_QUESTION, _QUESTION_COLUMN),
     "summarize": (_PROMPT, _MAX_NEW),
     "translate": (_SOURCE, _TARGET, _MAX_NEW),
     "generate": (_PROMPT, _MAX_NEW),
@@ -143,6 +146,8 @@ def _own_options(kind: str) -> Callable[[Command], Command]:
 
 _one_off("classify", "Give each document a label of a fine-tuned classifier.")
 _one_off("zero-shot", "Give each document one of your own labels, without training.")
+_one_off("ner", "Find the entities in each document, with their places.")
+_one_off("qa", "Find in each document the answer to a question.")
 _one_off("embed", "Give each document a vector.")
 _one_off("summarize", "Write a summary of each document.")
 _one_off("translate", "Translate each document.")

@@ -15,6 +15,7 @@ FLAGS = {
     "output": "output.path", "model": "task.model", "revision": "task.revision", "text_column": "source.text",
     "id_column": "source.id", "keep": "source.keep", "labels": "task.labels", "mode": "output.mode",
     "prompt": "task.prompt", "system": "task.system", "max_new_tokens": "task.max_new_tokens",
+    "question": "task.question", "question_column": "task.question_column",
     "source_language": "task.source_language", "target_language": "task.target_language",
 }  # fmt: skip
 

@@ -50,6 +50,7 @@ def apply(
     files = find_model(spec)
     worker: Task = registry.task(files, spec.task)
     result = _beside(texts, data if isinstance(data, pa.Table) else None, worker)
+    worker.check(result.schema)
     hardware = devices.probe_hardware()
     resolved = devices.resolve(spec.engine, files, hardware, worker.needs)
     backend = registry.backend(files, resolved, worker, hardware.cpus)

@@ -239,7 +239,8 @@ class _Run:
         self._make_live(success)
         settle(self.store)
         if success:
-            return self._result("done", plan, resolved, resumed, 0, "" if self.new else "all is done already")
+            message = self.prepared.task.note if self.new else "all is done already"
+            return self._result("done", plan, resolved, resumed, 0, message)
         message = f"{dead} dead letters, {allowed} allowed by limits.max_failed {self.spec.limits.max_failed}"
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"

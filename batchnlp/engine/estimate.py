@@ -7,7 +7,7 @@ time left only from a measurement (`--probe` runs some batches), because any oth
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
@@ -84,6 +84,7 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
         memory=_memory(prepared, resolved, lengths, plan, sampled),
         resolved=asdict(resolved), replicas=replicas,
         committed=len(Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint).commits()),
+        notes=[prepared.task.note] if prepared.task.note else [],
     )  # fmt: skip
     if probe:
         found.docs_per_second = _probe(prepared, resolved, survey, threads) * replicas
@@ -142,7 +143,7 @@ def _memory(prepared: Prepared, resolved: Resolved, lengths: Int64, plan: Plan, 
     stored = sum(f.stat().st_size for f in Path(prepared.model.path).glob("*.safetensors"))
     weights = stored // 2 if resolved.dtype == "bfloat16" and _stored_in(prepared) == "float32" else stored
     largest = max((shard.rows for shard in plan.shards), default=0)
-    row = (8 * int(lengths.sum()) + 8 * len(lengths)) / max(sampled, 1) + 600
+    row = ((8 + prepared.task.token_bytes) * int(lengths.sum()) + 8 * len(lengths)) / max(sampled, 1) + 600
     batch = max(resolved.tokens_per_batch, int(lengths.max(initial=0)))
     return {
         "weights": weights, "batch": batch * devices.token_bytes(prepared.model, resolved.dtype),
@@ -184,10 +185,7 @@ def take(pieces: Pieces, index: Any) -> Pieces:
     from batchnlp.text.encode import offsets, ranges
 
     where = ranges(pieces.starts[index], pieces.lengths[index])
-    return Pieces(
-        pieces.ids[where], offsets(pieces.lengths[index]), pieces.doc[index], pieces.weight[index],
-        None if pieces.type_ids is None else pieces.type_ids[where],
-        None if pieces.role is None else pieces.role[index],
-        max_new=None if pieces.max_new is None else pieces.max_new[index],
-        seed=None if pieces.seed is None else pieces.seed[index],
-    )  # fmt: skip
+    by_token = ("ids", "type_ids", "word")
+    columns = {f.name: getattr(pieces, f.name) for f in fields(pieces) if f.name != "starts"}
+    taken: dict[str, Any] = {n: c if c is None else c[where if n in by_token else index] for n, c in columns.items()}
+    return Pieces(starts=offsets(pieces.lengths[index]), **taken)

@@ -26,7 +26,8 @@ from batchnlp.types import ModelFiles, Plan, Server
 
 SHARD_ROWS = 20_000
 SERVED_ROWS = 500  # what a crash loses was slow, or paid for; and requests flow on over the borders of shards
-SHARD_BYTES = 32 << 20  # of text
+SHARD_BYTES = 32 << 20  # of text, with
+TOKEN_BYTES = 8  # of a token's id on its way; less text where a task keeps more of each
 RESULT_BYTES = 64 << 20  # of results: vectors can outweigh the text they stand for
 SHARDS_A_REPLICA = 4  # so that the replicas end at about the same time
 MIN_ROWS = 2_000  # below it sorting by length has little to sort, and padding grows
@@ -59,6 +60,7 @@ def prepare(spec: JobSpec) -> Prepared:
     task: Task = registry.task(model, spec.task)
     _check_backend(spec, task)
     source = Source.open(spec.source.config(task.columns, task.turns), spec.output.path)
+    task.check(source.schema)
     facts = fingerprint_facts(spec, model, source.files)
     print_ = fingerprint(facts)
     schema = result_schema(spec, source, task).with_metadata({
@@ -127,11 +129,12 @@ def make_plan(prepared: Prepared, replicas: int) -> Plan:
     spec, source = prepared.spec, prepared.source
     most = SERVED_ROWS if isinstance(prepared.model, Server) else SHARD_ROWS
     rows = min(most // max(prepared.task.pieces_per_doc, 1), RESULT_BYTES // _row_bytes(prepared.schema))
-    shards = source.shards(spec.source.rows_per_shard, max(rows, 1), SHARD_BYTES)
+    text = SHARD_BYTES * TOKEN_BYTES // (TOKEN_BYTES + prepared.task.token_bytes)
+    shards = source.shards(spec.source.rows_per_shard, max(rows, 1), text)
     total = sum(shard.rows for shard in shards)
     enough = max(-(-total // (replicas * SHARDS_A_REPLICA)), min(MIN_ROWS, rows))
     if spec.source.rows_per_shard is None and enough < rows:
-        shards = source.shards(None, enough, SHARD_BYTES)
+        shards = source.shards(None, enough, text)
     return Plan(prepared.fingerprint, source.files, tuple(shards), prepared.schema)
 
 

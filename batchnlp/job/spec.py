@@ -103,6 +103,9 @@ BELONGS: dict[str, tuple[str, ...]] = {  # key of the task section → the tasks
     "threshold": ("classify", "zero-shot"),
     "scores": ("classify", "zero-shot"),
     "normalize": ("embed", "zero-shot"),
+    "aggregation": ("ner",),
+    "question": ("qa",),
+    "question_column": ("qa",),
     "system": ("chat",),
     "source_language": ("translate",),
     "target_language": ("translate",),
@@ -118,7 +121,7 @@ BELONGS: dict[str, tuple[str, ...]] = {  # key of the task section → the tasks
 class TaskSpec(Section):
     """What the model is to do with each document."""
 
-    kind: Literal["classify", "zero-shot", "embed", "summarize", "translate", "generate", "chat"] = Field(
+    kind: Literal["classify", "zero-shot", "ner", "qa", "embed", "summarize", "translate", "generate", "chat"] = Field(
         description="The task."
     )
     model: str = Field(description="A hub name, a directory, or package:NAME for a model shipped as a Python package.")
@@ -148,6 +151,11 @@ class TaskSpec(Section):
         "a jinja2 template, {{ text }} is the document, other names are columns of the source.",
     )
     normalize: bool | None = Field(None, description="embed: unit length; read from the model without it.")
+    aggregation: Literal["simple", "first", "average", "max"] = Field(
+        "simple", description="ner: labels of tokens, or of words: its first token's, the mean's, the surest's."
+    )
+    question: str | None = Field(None, description="qa: the question that is asked of every document.")
+    question_column: str | None = Field(None, description="qa: the column with a question for each document.")
     system: str | None = Field(None, description="chat: the system prompt, where a row brings none.")
     source_language: str | None = Field(None, description="translate: the documents' language, as the model names it.")
     target_language: str | None = Field(None, description="translate: the language to translate into.")
@@ -179,11 +187,21 @@ class TaskSpec(Section):
             field = type(self).model_fields[key]
             if self.kind not in kinds and getattr(self, key) != field.get_default(call_default_factory=True):
                 raise ValueError(f"task.{key} belongs to {' and '.join(kinds)}, not to {self.kind}")
+        if self.kind == "qa":
+            self._check_question()
         if self.template is not None and "{}" not in self.template:
             raise ValueError("task.template needs a {} where the label goes")
         if self.kind in ANSWERS:
             self._check_answers()
         return self
+
+    def _check_question(self) -> None:
+        if not self.question and not self.question_column:
+            raise ValueError("task.question is needed for qa, or task.question_column for a question in each row")
+        if self.question is not None and self.question_column is not None:
+            raise ValueError("task.question and task.question_column are both given; leave one out")
+        if self.question is not None and not self.question.strip():
+            raise ValueError("task.question is blank; ask something, or name task.question_column")
 
     def _check_answers(self) -> None:
         if self.on_long == "window" and self.kind in ("generate", "chat"):

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from batchnlp.errors import ModelError
+from batchnlp.tasks.base import refuse
 from batchnlp.tasks.chat_template import chat_template, check_system
-from batchnlp.tasks.completions import NO_FRAME, Render, refuse
+from batchnlp.tasks.completions import NO_FRAME, Render
 from batchnlp.tasks.generate import TemplatedTask, row_values
 from batchnlp.text.encode import Frame
 from batchnlp.types import Docs, Failure, ModelFiles

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from batchnlp.errors import ModelError, SpecError
+from batchnlp.errors import SpecError
 from batchnlp.tasks.base import TextTask, Verdict
 from batchnlp.tasks.prompts import TemplateFault
 from batchnlp.text.encode import Frame, offsets
@@ -37,12 +37,6 @@ def shape_of(model: ModelFiles) -> Shape | None:
         heads = "ForConditionalGeneration", "MTModel", "LMHeadModel"
         return "encoder-decoder" if any(name.endswith(heads) for name in names) else None
     return "decoder-only" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else None
-
-
-def refuse(model: ModelFiles, what: str, hint: str) -> ModelError:
-    """The error for a model of the wrong class."""
-    has = ", ".join(model.config.get("architectures") or ["none"])
-    return ModelError(f"{model.name} {what} (architectures: {has})", hint)
 
 
 @dataclass(frozen=True, slots=True)
