@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 
 from batchnlp.errors import SpecError
-from batchnlp.types import nearest
+from batchnlp.types import Server, nearest
 
 TASKS = {
     "classify": "batchnlp.tasks.classify:Classify",
@@ -19,6 +19,12 @@ TASKS = {
     "generate": "batchnlp.tasks.generate:Generate",
     "chat": "batchnlp.tasks.chat:Chat",
 }
+SERVED = {  # the same, where a server has the model
+    "summarize": "batchnlp.tasks.served:Summarize",
+    "translate": "batchnlp.tasks.served:Translate",
+    "generate": "batchnlp.tasks.served:Generate",
+    "chat": "batchnlp.tasks.served:Chat",
+}
 ENCODER, GENERATOR = "batchnlp.backends.torch_encoder:TorchEncoder", "batchnlp.backends.torch_generator:TorchGenerator"
 OPENVINO = "batchnlp.backends.openvino_encoder:make"
 BACKENDS = {  # by the kind of raw answer
@@ -27,11 +33,22 @@ BACKENDS = {  # by the kind of raw answer
         "completions": GENERATOR,
     },
     "openvino": {"scores": OPENVINO, "vectors": OPENVINO},
+    "vllm": {"completions": "batchnlp.backends.vllm_generator:VllmGenerator"},
+    "http": {"replies": "batchnlp.backends.http:HttpBackend"},
 }  # fmt: skip
 RUNNERS = {
     "inline": "batchnlp.engine.inline:InlineRunner",
     "ray": "batchnlp.engine.ray_runner:RayRunner",
 }
+
+
+def task(model: Any, spec: Any) -> Any:
+    """The task of a job's task section, for a model on disk or on a server."""
+    if not isinstance(model, Server):
+        return load(TASKS, spec.kind)(model, spec)
+    if spec.kind not in SERVED:
+        raise SpecError(f"the backend http cannot do {spec.kind}", f"it does {', '.join(SERVED)}")
+    return load(SERVED, spec.kind)(model, spec)
 
 
 def backend(model: Any, resolved: Any, task: Any, threads: int) -> Any:

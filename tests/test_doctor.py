@@ -24,6 +24,7 @@ from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.engine.doctor import Diagnosis, examine
 from batchnlp.engine.equality import allowed, compare, deviations
 from batchnlp.errors import UsageError
+from batchnlp.job.load import build_spec
 from batchnlp.types import Pieces, Resolved
 
 SCHEMA = {
@@ -331,3 +332,12 @@ def test_a_filter_that_leaves_few_rows_leaves_them_to_the_doctor(gpt2: str, corp
     few = job.source.model_copy(update={"filter": [("doc_id", ">=", "doc-085")]})
     found = examine(job.model_copy(update={"source": few}), 32)
     assert found.documents == found.compared == 5
+
+
+def test_a_server_cannot_be_compared_with(tmp_path: Path, corpus: Corpus) -> None:
+    tree = {
+        "source": {"path": str(corpus())}, "task": {"kind": "generate", "model": "m"},
+        "engine": {"backend": "http", "url": "http://127.0.0.1:9/v1"}, "output": {"path": str(tmp_path / "out")},
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="a server does not give them"):
+        examine(build_spec(tree))

@@ -11,10 +11,10 @@ import pytest
 import small_models as small
 import torch
 
+from batchnlp.backends.base import Aborted
 from batchnlp.backends.in_flight import InFlight
 from batchnlp.backends.static import StaticBatches
 from batchnlp.backends.torch_generator import TorchGenerator
-from batchnlp.backends.torch_model import Aborted
 from batchnlp.errors import BackendError
 from batchnlp.types import Completions, Decoding, Pieces, Resolved
 

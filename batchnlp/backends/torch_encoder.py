@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchnlp.backends.base import Aborted
 from batchnlp.backends.token_heads import BY_TOKEN, best_labels, borders, token_rows
-from batchnlp.backends.torch_model import Aborted, TorchBackend, give_up, is_out_of_memory, judge, load_model
+from batchnlp.backends.torch_model import TorchBackend, give_up, is_out_of_memory, judge, load_model
 from batchnlp.errors import ModelError
 from batchnlp.text.alike import Keys, Known, first_alike, keys
 from batchnlp.text.batching import halve, pack

@@ -55,7 +55,12 @@ def show_plan(spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool =
         ("time", eta),
         *(("note", note) for note in found.notes),
     ]
+    if found.resolved["backend"] == "http":
+        unknown = "tokens", "over the limit", "padding", "memory a replica", "time"  # but to the server
+        rows = [row for row in rows if row[0] not in unknown]
     print_table("", ("", ""), rows)
+    if not found.histogram:
+        return
     most = max(found.histogram.values(), default=1)
     print_table(
         "\ntokens a document", ("", "", ""),

@@ -74,6 +74,9 @@ class _Answered:
 
 def examine(spec: JobSpec, rows: int = ROWS, listen: Listen = lambda text: None) -> Diagnosis:
     """Compare; nothing is written. Raises UsageError where the job could not be run, or the sample has no answer."""
+    if spec.engine.backend == "http":
+        hint = "name the same model without engine.backend=http, where its files are at hand"
+        raise UsageError("doctor compares with the model's own files, and a server does not give them", hint)
     return _Examination(prepare(_decided(spec)), rows, listen, sampled=spec.task.sample).run()
 
 

@@ -20,11 +20,13 @@ from batchnlp.backends import device as devices
 from batchnlp.data.ledger import Ledger, sums
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan
+from batchnlp.errors import UsageError
 from batchnlp.text.batching import pack, padding
-from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved
+from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved, Server
 
 SAMPLE = 2_000  # documents
 PROBE_SECONDS = 5.0
+PROBE_TOKENS = 16_384  # a batch, where the backend makes its own
 EDGES = [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
 
 
@@ -57,7 +59,9 @@ class Estimate:
 
 
 def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> Estimate:
-    """Look at the corpus and the model; nothing is written."""
+    """Look at the corpus and the model; nothing is written. What a server would count is left out."""
+    if probe and isinstance(prepared.model, Server):
+        raise UsageError("a server is not probed: that would cost what it measures", "leave out --probe")
     hardware = devices.probe_hardware()
     resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware, prepared.task.needs)
     replicas, threads = devices.share(hardware, resolved.device, prepared.spec.engine.replicas)
@@ -111,7 +115,7 @@ class Survey:
         encoded = self._task.encode(docs)
         self.first = self.first or encoded
         self.rows += len(docs)
-        self.n_tokens.append(encoded.counts.n_tokens)
+        self.n_tokens.append(encoded.counts.n_tokens[encoded.counts.n_tokens >= 0])
         self.lengths.append(encoded.pieces.lengths)
         texts = [text for text in map(docs.text_at, range(len(docs))) if text]
         self.with_text += len(texts)
@@ -131,7 +135,7 @@ def _histogram(n_tokens: Any) -> dict[str, int]:
 
 def _padding(lengths: Int64, resolved: Resolved, plan: Plan, sampled: int) -> float:
     """Padding of a shard of the plan's size, its lengths drawn from the sample."""
-    if not len(lengths) or not plan.shards:
+    if not len(lengths) or not plan.shards or not resolved.tokens_per_batch:
         return 0.0
     times = plan.rows / len(plan.shards) / max(sampled, 1)
     lengths = np.repeat(lengths, round(times)) if times > 1 else lengths[:: round(1 / times)]
@@ -140,6 +144,8 @@ def _padding(lengths: Int64, resolved: Resolved, plan: Plan, sampled: int) -> fl
 
 def _memory(prepared: Prepared, resolved: Resolved, lengths: Int64, plan: Plan, sampled: int) -> dict[str, int]:
     """Bytes a replica needs: weights as loaded, activations of a batch, and the five shards that are under way."""
+    if isinstance(prepared.model, Server):
+        return {}
     stored = sum(f.stat().st_size for f in Path(prepared.model.path).glob("*.safetensors"))
     weights = stored // 2 if resolved.dtype == "bfloat16" and _stored_in(prepared) == "float32" else stored
     largest = max((shard.rows for shard in plan.shards), default=0)
@@ -167,7 +173,7 @@ def _probe(prepared: Prepared, resolved: Resolved, survey: Survey, threads: int)
         done["tokens"] += tokens
         done["seconds"] += seconds
 
-    batches = list(pack(encoded.pieces.lengths, resolved.tokens_per_batch))
+    batches = list(pack(encoded.pieces.lengths, resolved.tokens_per_batch or PROBE_TOKENS))
     backend.forward(take(encoded.pieces, batches[0].index))  # pays for allocations, and is not counted
     backend.on_batch = count
     began = perf_counter()

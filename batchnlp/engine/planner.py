@@ -22,9 +22,10 @@ from batchnlp.errors import SourceError, SpecError
 from batchnlp.job.identity import fingerprint, fingerprint_facts, job_name
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import COUNT_FIELDS, Task
-from batchnlp.types import ModelFiles, Plan
+from batchnlp.types import ModelFiles, Plan, Server
 
 SHARD_ROWS = 20_000
+SERVED_ROWS = 500  # what a crash loses was slow, or paid for; and requests flow on over the borders of shards
 SHARD_BYTES = 32 << 20  # of text, with
 TOKEN_BYTES = 8  # of a token's id on its way; less text where a task keeps more of each
 RESULT_BYTES = 64 << 20  # of results: vectors can outweigh the text they stand for
@@ -55,8 +56,8 @@ class Prepared:
 
 def prepare(spec: JobSpec) -> Prepared:
     """Preflight: model, task, corpus, schema. Raises UsageError; starts and writes nothing."""
-    model = resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
-    task: Task = registry.load(registry.TASKS, spec.task.kind)(model, spec.task)
+    model = find_model(spec)
+    task: Task = registry.task(model, spec.task)
     _check_backend(spec, task)
     source = Source.open(spec.source.config(task.columns, task.turns), spec.output.path)
     task.check(source.schema)
@@ -68,6 +69,15 @@ def prepare(spec: JobSpec) -> Prepared:
         "batchnlp.model_weights": model.weights,
     })  # fmt: skip
     return Prepared(spec, model, source, task, facts, print_, schema)
+
+
+def find_model(spec: JobSpec) -> ModelFiles:
+    """The job's model: its checked files, or the server that says it has it. Raises ModelError."""
+    if spec.engine.url is None:
+        return resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
+    from batchnlp.backends.openai_client import find_server
+
+    return find_server(spec.engine.url, spec.engine.api_key_env, spec.task.model)
 
 
 def _check_backend(spec: JobSpec, task: Task) -> None:
@@ -117,7 +127,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def make_plan(prepared: Prepared, replicas: int) -> Plan:
     """Cut the corpus into shards."""
     spec, source = prepared.spec, prepared.source
-    rows = min(SHARD_ROWS // max(prepared.task.pieces_per_doc, 1), RESULT_BYTES // _row_bytes(prepared.schema))
+    most = SERVED_ROWS if isinstance(prepared.model, Server) else SHARD_ROWS
+    rows = min(most // max(prepared.task.pieces_per_doc, 1), RESULT_BYTES // _row_bytes(prepared.schema))
     text = SHARD_BYTES * TOKEN_BYTES // (TOKEN_BYTES + prepared.task.token_bytes)
     shards = source.shards(spec.source.rows_per_shard, max(rows, 1), text)
     total = sum(shard.rows for shard in shards)

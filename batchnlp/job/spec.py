@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from decimal import Decimal
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -228,13 +229,53 @@ class EngineSpec(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it."
     )
-    backend: Literal["auto", "torch", "openvino"] = Field(
-        "auto",
-        description="What runs the model; auto: for encoders on a CPU OpenVINO, where it is installed, else torch.",
+    backend: Literal["auto", "torch", "openvino", "vllm", "http"] = Field(
+        "auto", description="What runs the model; auto: OpenVINO for encoders on a CPU, where installed, else torch."
+    )
+    url: str | None = Field(None, description="http: base of an OpenAI-compatible API, as http://localhost:8000/v1.")
+    api_key_env: str | None = Field(
+        None, description="http: the environment variable with the API key, never the key itself; no key without it."
     )
     tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Padded tokens in a batch; a longer document is a batch of its own."
     )
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _check_key(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):  # it may be the key: never show it
+            raise ValueError("engine.api_key_env names an environment variable, as OPENAI_API_KEY; it is not the key")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            raise ValueError("engine.url is no address; write it as https://host/v1") from None
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("engine.url is a plain base, as https://host/v1; a key goes by engine.api_key_env")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("engine.url is no http:// or https:// address; write it as https://host/v1")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineSpec:
+        served = self.backend == "http"
+        if served and self.url is None:
+            raise ValueError("engine.url is needed for engine.backend=http: a base as http://localhost:8000/v1")
+        idle = dict.fromkeys(("device", "dtype", "tokens_per_batch"), "means nothing to a server")
+        if not served:
+            idle = dict.fromkeys(("url", "api_key_env"), "belongs to engine.backend=http")
+        if self.backend == "vllm":
+            idle["tokens_per_batch"] = "means nothing to vLLM, which makes its own batches"
+        for key, why in idle.items():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"engine.{key} {why}; leave it out")
+        return self
 
 
 class OutputSpec(Section):

@@ -82,6 +82,9 @@ class Task(Protocol):
     def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], Verdict]:
         """(one array a field, one entry a row of the shard; which rows have an answer)."""
 
+    def counts(self, encoded: Encoded, raw: Raw) -> Counts:
+        """The counts to write: those of `encode`, unless the answer knows better."""
+
 
 Verdict = npt.NDArray[np.bool_] | Sequence[Failure]  # which rows have a finite answer, or why some have none
 
@@ -92,8 +95,9 @@ def answers(task: Task, encoded: Encoded, raw: Raw, failures: Iterable[Failure] 
     found = [*failures, *encoded.failures, *raw.failures]
     failed = {failure.doc for failure in found}
     found += [failure for failure in _unanswered(verdict) if failure.doc not in failed]
-    counts = encoded.counts
-    arrays = [*columns, *map(pa.array, (counts.n_tokens, counts.n_tokens_used, counts.n_windows))]
+    counts = task.counts(encoded, raw)
+    numbers = counts.n_tokens, counts.n_tokens_used, counts.n_windows
+    arrays = [*columns, *(pa.array(values, mask=values < 0) for values in numbers)]
     arrays.append(pa.array(counts.n_tokens_used < counts.n_tokens))
     schema = pa.schema([*task.fields, *COUNT_FIELDS])
     return pa.table(arrays, names=schema.names).cast(schema), found
@@ -155,6 +159,10 @@ class TextTask:
         """One round is enough."""
         return None
 
+    def counts(self, encoded: Encoded, raw: Raw) -> Counts:
+        """What `encode` counted."""
+        return encoded.counts
+
     def encode(self, docs: Docs) -> Encoded:
         """Tokenise, cut, frame, count."""
         special = self.tokenizer.single
@@ -169,9 +177,7 @@ class TextTask:
     def _tokenise(self, texts: pa.Array, room: Int64 | int) -> tuple[Int32, Tokens, tuple[Failure, ...]]:
         """(row of each document that has tokens, their tokens, failures of the others); `room`, one number or one a
         row, is the prompt's too."""
-        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(False)
-        has = np.asarray(pc.and_not(pc.is_valid(texts), blank))
-        failures = [Failure(int(i), "encode", *_no_text(texts[int(i)])) for i in np.flatnonzero(~has)]
+        has, failures = present(texts)
         docs = np.flatnonzero(has).astype(np.int32)
         chosen = texts.filter(pa.array(has))
         tokens = self._prompted(chosen, room) if self.prompt else self.tokenizer.encode(chosen, places=self.places)
@@ -205,6 +211,13 @@ class TextTask:
         used[docs] = np.bincount(windows.text, windows.own, len(docs))
         count[docs] = np.bincount(windows.text, minlength=len(docs))
         return Counts(total, used, count)
+
+
+def present(texts: pa.Array) -> tuple[npt.NDArray[np.bool_], list[Failure]]:
+    """(which rows have a text, failures of the others)."""
+    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(False)
+    has = np.asarray(pc.and_not(pc.is_valid(texts), blank))
+    return has, [Failure(int(i), "encode", *_no_text(texts[int(i)])) for i in np.flatnonzero(~has)]
 
 
 def _no_text(value: Any) -> tuple[str, str]:

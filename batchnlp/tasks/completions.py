@@ -61,10 +61,16 @@ class Answer:
     """What the model wrote about a document: the pieces of its last round."""
 
     texts: list[str]
-    lengths: list[int]
+    lengths: list[int | None]  # None where a server does not tell
     finish: list[str]
     logprobs: list[list[float]]
     pieces: list[int]  # of that round
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of all its texts."""
+        known = [n for n in self.lengths if n is not None]
+        return sum(known) if len(known) == len(self.lengths) else None
 
     @property
     def ended(self) -> str:
@@ -232,7 +238,7 @@ class CompletionTask(TextTask):
         texts = {row: self.join(encoded, row, answer) for row, answer in answers.items()}
         some = [answers.get(row) for row in range(rows)]
         columns: list[list[Any]] = [
-            [texts.get(row) for row in range(rows)], [a and sum(a.lengths) for a in some], [a and a.ended for a in some],
+            [texts.get(row) for row in range(rows)], [a and a.length for a in some], [a and a.ended for a in some],
             [a and [p for run in a.logprobs for p in run] for a in some],
         ]  # fmt: skip
         kinds = [field.type for field in self.fields[: 4 if self._wants_logprobs else 3]]
