@@ -1,7 +1,7 @@
 """transformers' own two ways: `generate` on batches, and `generate_batch`, its continuous batching.
 
     way: static       batches of `batch` in the order of the prompts, or `sorted` by answer, each until its longest is done
-    way: continuous   in four waves of answers of like length, which it does not know by itself: that flatters it
+    way: continuous   in `waves` of answers of like length, which it does not know by itself: that flatters it
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from harness.contender import Facts, Settings, serve
 from harness.prompts import Prompts
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, ContinuousBatchingConfig, GenerationConfig
 
 PAD = 1
+BLOCK = 256  # tokens of a block of its cache
 
 
 class Generate:
@@ -57,11 +58,15 @@ class Generate:
 
     def _continuous(self, prompts: Prompts, settings: Settings) -> None:
         texts = prompts.lists()
-        for wave in np.array_split(np.argsort(prompts.most), settings.get("waves", 4)):
+        blocks = int((-(-(np.diff(prompts.starts) + prompts.most) // BLOCK)).sum()) + 2  # else it takes most of the memory
+        batching = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=settings["tokens"])
+        for wave in np.array_split(np.argsort(prompts.most), settings["waves"]):
             config = GenerationConfig(
                 max_new_tokens=int(prompts.most[wave].max()), do_sample=False, eos_token_id=-1, pad_token_id=PAD
             )
-            self._model.generate_batch([texts[i] for i in wave], generation_config=config, progress_bar=False)
+            self._model.generate_batch(
+                [texts[i] for i in wave], generation_config=config, continuous_batching_config=batching, progress_bar=False
+            )
 
 
 if __name__ == "__main__":

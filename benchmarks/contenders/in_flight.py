@@ -66,9 +66,8 @@ class Ours:
         """Seconds to read, in each step, all weights and the live keys and values once."""
         config = self._model.config.get_text_config(decoder=True)
         weights = sum(p.numel() * p.element_size() for p in _decoder(self._model).parameters())
-        heads = getattr(config, "num_key_value_heads", None) or getattr(config, "decoder_attention_heads", 0) or config.num_heads
-        hidden = getattr(config, "hidden_size", None) or config.d_model
-        queries = getattr(config, "num_attention_heads", heads)
+        queries = config.num_attention_heads
+        heads, hidden = getattr(config, "num_key_value_heads", None) or queries, config.hidden_size
         layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
         position = 2 * layers * heads * (hidden // queries) * self._model.dtype.itemsize
         return (self._steps * weights + self._positions * position) / self._bandwidth
