@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 from harness.contender import Facts, Settings, serve
 from limits import encoder_flops, matmul_peak
 
@@ -15,7 +14,8 @@ from batchnlp import registry
 from batchnlp.backends.device import probe_hardware, resolve
 from batchnlp.engine.planner import make_plan, prepare
 from batchnlp.job.load import build_spec
-from batchnlp.text.batching import pack
+from batchnlp.text.alike import first_alike, keys
+from batchnlp.types import Int64, Pieces
 
 
 class Half:
@@ -39,11 +39,9 @@ class Half:
         if self._forward:
             self._pieces = [self._encode(docs).pieces for docs in self._docs]
             self._backend = registry.backend(prepared.model, resolved, prepared.task, hardware.cpus)
-            lengths = [pieces.lengths for pieces in self._pieces]
-            executed = sum(batch.tokens for n in lengths for batch in pack(n, resolved.tokens_per_batch))
-            self.facts |= {"note": self._backend.note, "executed_over_real": executed / sum(int(n.sum()) for n in lengths)}
+            self.facts["note"] = self._backend.note
             self._peak = matmul_peak(prepared.model.config, resolved.dtype, resolved.tokens_per_batch)
-            self._flops = sum(encoder_flops(prepared.model.config, n) for n in lengths)
+            self._flops = sum(encoder_flops(prepared.model.config, unlike(pieces)) for pieces in self._pieces)
 
     def run(self, settings: Settings, *, sample: bool) -> Facts:
         """A pass over all shards; the first one for a sample."""
@@ -53,14 +51,18 @@ class Half:
             for docs in self._docs[:n]:
                 self._encode(docs)
             return facts
-        seconds = sum(self._once(pieces) for pieces in self._pieces[:n])
+        raws = [self._backend.forward(pieces) for pieces in self._pieces[:n]]
+        seconds = sum(raw.seconds for raw in raws)
+        facts["executed_over_real"] = sum(raw.executed for raw in raws) / sum(raw.tokens for raw in raws)
         if not sample:
             facts |= {"tflops": self._flops / seconds / 1e12, "matmul_tflops": self._peak / 1e12}
             facts["matmul_share"] = facts["tflops"] / facts["matmul_tflops"]
         return facts
 
-    def _once(self, pieces: Any) -> float:
-        return float(self._backend.forward(pieces).seconds)
+
+def unlike(pieces: Pieces) -> Int64:
+    """Lengths of the pieces that the model is asked about: each text once."""
+    return pieces.lengths[first_alike(keys(pieces)) == np.arange(len(pieces))]
 
 
 if __name__ == "__main__":

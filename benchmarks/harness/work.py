@@ -77,6 +77,7 @@ def batches(corpus: str, task: dict[str, Any], dtype: str, target: Path) -> str:
     from batchnlp.backends.device import probe_hardware, resolve
     from batchnlp.engine.planner import make_plan, prepare
     from batchnlp.job.load import build_spec
+    from batchnlp.text.alike import first_alike, keys
     from batchnlp.text.batching import pack
 
     engine = {"runner": "inline", "dtype": dtype}
@@ -89,8 +90,9 @@ def batches(corpus: str, task: dict[str, Any], dtype: str, target: Path) -> str:
         pieces = prepared.task.encode(prepared.source.read(shard)).pieces
         ids.append(pieces.ids)
         lengths.append(pieces.lengths)
-        for batch in pack(pieces.lengths, tokens):
-            index.append(batch.index + base)
+        asked = np.flatnonzero(first_alike(keys(pieces)) == np.arange(len(pieces)))  # the same text is computed once
+        for batch in pack(pieces.lengths[asked], tokens):
+            index.append(asked[batch.index] + base)
             padded.append(batch.length)
         base += len(pieces)
     starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
