@@ -1,7 +1,7 @@
 """What the hardware can do, measured in the same run: products of matrices at the model's own shapes, copies of memory.
 
-    encoder    FLOPs of a model over its documents / peak of the products
-    decoder    per step all weights and the live keys and values are read once: bytes / bandwidth of a copy
+encoder    FLOPs of a model over its documents / peak of the products
+decoder    per step all weights and the live keys and values are read once: bytes / bandwidth of a copy
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ SECONDS = 0.5  # of each measurement
 
 def sizes(config: Mapping[str, Any]) -> tuple[int, int, int]:
     """(layers, width, width of the feed-forward's middle) as config.json calls them."""
-    layers = config.get("num_hidden_layers") or config.get("n_layer") or config.get("encoder_layers") or config["num_layers"]
+    layers = (
+        config.get("num_hidden_layers") or config.get("n_layer") or config.get("encoder_layers") or config["num_layers"]
+    )
     hidden = config.get("hidden_size") or config.get("n_embd") or config["d_model"]
     middle = config.get("intermediate_size") or config.get("encoder_ffn_dim") or config.get("d_ff") or 4 * hidden
     return int(layers), int(hidden), int(middle)

@@ -21,9 +21,14 @@ def show_bench(path: str, settings: Sequence[str], any_dtype: bool, as_json: boo
         ("throughput", f"{found.docs_per_second:,.1f} docs/s, {found.tokens_per_second:,.0f} real tokens/s"),
         ("padding", f"{found.padding:.1%}"),
         ("device busy", f"{found.device_busy:.0%}"),
-        ("limit", f"{found.limit:,.1f} docs/s: forward alone {found.forward:,.1f}, tokenizer alone {found.tokenizer:,.1f}"),
+        (
+            "limit",
+            f"{found.limit:,.1f} docs/s: forward alone {found.forward:,.1f}, tokenizer alone {found.tokenizer:,.1f}",
+        ),
         ("share of the limit", f"{found.share_of_limit:.0%}"),
         ("measured on", f"{found.sampled:,} documents"),
     ]
     print_table("", ("", ""), rows)
-    print_table("\nfor the job", ("",), [("engine:",), *((f"  {key}: {value}",) for key, value in found.settings.items())])
+    print_table(
+        "\nfor the job", ("",), [("engine:",), *((f"  {key}: {value}",) for key, value in found.settings.items())]
+    )

@@ -83,7 +83,9 @@ def bench(prepared: Prepared, *, any_dtype: bool = False, tell: Listener = lambd
     for resolved in _choices(prepared, hardware, any_dtype):
         found = _try(prepared, resolved, encoded.pieces, docs_per_piece, hardware.cpus)
         for trial in found:
-            tell(f"{trial.backend} {trial.dtype} {trial.tokens_per_batch:,}: {trial.docs_per_second:,.1f} docs/s {trial.note}")
+            tell(
+                f"{trial.backend} {trial.dtype} {trial.tokens_per_batch:,}: {trial.docs_per_second:,.1f} docs/s {trial.note}"
+            )
         trials += found
         fastest = max(found, key=lambda trial: trial.docs_per_second)
         if fastest.docs_per_second and fastest.docs_per_second >= max(t.docs_per_second for t in trials):
@@ -136,7 +138,9 @@ def _try(
             backend.tokens_per_batch = tokens
             backend.forward(take(chosen, np.arange(min(len(chosen), 4))))  # pays for allocations
             seconds = backend.forward(chosen).seconds
-            found.append(Trial(resolved.backend, resolved.dtype, tokens, len(chosen) * docs_per_piece / seconds, backend.note))
+            found.append(
+                Trial(resolved.backend, resolved.dtype, tokens, len(chosen) * docs_per_piece / seconds, backend.note)
+            )
     except Exception as error:  # noqa: BLE001 - a library that does not run this model is a trial that is lost
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         found.append(Trial(resolved.backend, resolved.dtype, resolved.tokens_per_batch, 0.0, reason))

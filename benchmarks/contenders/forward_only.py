@@ -1,7 +1,7 @@
 """Another library's forward pass, fed the very batches that ours are: sorted, tokenised beforehand, nothing else to do.
 
-    library: openvino   the torch model converted in memory, one stream a thread, as many batches in flight
-    library: onnx       exported by torch, run by ONNX Runtime (it has no bf16 on a CPU: float32)
+library: openvino   the torch model converted in memory, one stream a thread, as many batches in flight
+library: onnx       exported by torch, run by ONNX Runtime (it has no bf16 on a CPU: float32)
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def onnx_call(model: Logits, dtype: str, threads: int) -> Any:
     path = Path(tempfile.mkdtemp(prefix="bench-onnx-")) / "model.onnx"
     example = {name: torch.ones(2, 9, dtype=torch.int64) for name in NAMES}
     rows, length = torch.export.Dim("rows"), torch.export.Dim("length", max=512)
-    torch.onnx.export(model, (), path, kwargs=example, dynamo=True, dynamic_shapes={n: {0: rows, 1: length} for n in NAMES})
+    torch.onnx.export(
+        model, (), path, kwargs=example, dynamo=True, dynamic_shapes={n: {0: rows, 1: length} for n in NAMES}
+    )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,7 +1,7 @@
 """transformers' own two ways: `generate` on batches, and `generate_batch`, its continuous batching.
 
-    way: static       batches of `batch` in the order of the prompts, or `sorted` by answer, each until its longest is done
-    way: continuous   in `waves` of answers of like length, which it does not know by itself: that flatters it
+way: static       batches of `batch` in the order of the prompts, or `sorted` by answer, each until its longest is done
+way: continuous   in `waves` of answers of like length, which it does not know by itself: that flatters it
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ import numpy as np
 import torch
 from harness.contender import Facts, Settings, serve
 from harness.prompts import Prompts
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, ContinuousBatchingConfig, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    ContinuousBatchingConfig,
+    GenerationConfig,
+)
 
 PAD = 1
 BLOCK = 256  # tokens of a block of its cache
@@ -27,7 +33,8 @@ class Generate:
         self._prompts = {False: Prompts.read(work["prompts"]), True: Prompts.read(work["sample_prompts"])}
         seq2seq = AutoConfig.from_pretrained(work["path"]).is_encoder_decoder
         auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-        self._model = auto.from_pretrained(work["path"], dtype=getattr(torch, setup["dtype"])).eval()
+        self._device = setup.get("device", "cpu")
+        self._model = auto.from_pretrained(work["path"], dtype=getattr(torch, setup["dtype"])).to(self._device).eval()
         if seq2seq and setup["settings"]["way"] == "continuous":
             raise ValueError("generate_batch takes decoder-only models")
 
@@ -45,7 +52,12 @@ class Generate:
             new = int(prompts.most[chosen].max())
             ids, mask = self._padded([texts[i] for i in chosen])
             self._model.generate(
-                input_ids=ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=PAD
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+                pad_token_id=PAD,
             )
 
     def _padded(self, texts: list[list[int]]) -> tuple[Any, Any]:
@@ -54,18 +66,23 @@ class Generate:
         pads = [length - len(text) for text in texts]
         ids = [t + [PAD] * n if right else [PAD] * n + t for t, n in zip(texts, pads, strict=True)]
         mask = [[1] * len(t) + [0] * n if right else [0] * n + [1] * len(t) for t, n in zip(texts, pads, strict=True)]
-        return torch.tensor(ids), torch.tensor(mask)
+        return torch.tensor(ids, device=self._device), torch.tensor(mask, device=self._device)
 
     def _continuous(self, prompts: Prompts, settings: Settings) -> None:
         texts = prompts.lists()
-        blocks = int((-(-(np.diff(prompts.starts) + prompts.most) // BLOCK)).sum()) + 2  # else it takes most of the memory
+        blocks = (
+            int((-(-(np.diff(prompts.starts) + prompts.most) // BLOCK)).sum()) + 2
+        )  # else it takes most of the memory
         batching = ContinuousBatchingConfig(num_blocks=blocks, max_batch_tokens=settings["tokens"])
         for wave in np.array_split(np.argsort(prompts.most), settings["waves"]):
             config = GenerationConfig(
                 max_new_tokens=int(prompts.most[wave].max()), do_sample=False, eos_token_id=-1, pad_token_id=PAD
             )
             self._model.generate_batch(
-                [texts[i] for i in wave], generation_config=config, continuous_batching_config=batching, progress_bar=False
+                [texts[i] for i in wave],
+                generation_config=config,
+                continuous_batching_config=batching,
+                progress_bar=False,
             )
 
 

@@ -1,7 +1,7 @@
 """The two halves of our own work, each alone: the limits of the whole.
 
-    part: forward     our backend over the same batches, already tokenised and resident: the oracle
-    part: tokenizer   our encode over the same documents, nothing else
+part: forward     our backend over the same batches, already tokenised and resident: the oracle
+part: tokenizer   our encode over the same documents, nothing else
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Half:
             self._pieces = [self._encode(docs).pieces for docs in self._docs]
             self._backend = registry.backend(prepared.model, resolved, prepared.task, hardware.cpus)
             self.facts["note"] = self._backend.note
-            self._peak = matmul_peak(prepared.model.config, resolved.dtype, resolved.tokens_per_batch)
+            self._peak = matmul_peak(
+                prepared.model.config, resolved.dtype, min(resolved.tokens_per_batch, 16_384), resolved.device
+            )
             self._flops = sum(encoder_flops(prepared.model.config, unlike(pieces)) for pieces in self._pieces)
 
     def run(self, settings: Settings, *, sample: bool) -> Facts:

@@ -17,7 +17,9 @@ class Pipeline:
         self._texts = pq.read_table(work["corpus"])["text"].to_pylist()
         self._sample = pq.read_table(work["sample"])["text"].to_pylist()
         dtype = getattr(torch, setup["dtype"])
-        self._run = pipeline("text-classification", model=work["task"]["model"], device="cpu", dtype=dtype)
+        self._run = pipeline(
+            "text-classification", model=work["task"]["model"], device=setup.get("device", "cpu"), dtype=dtype
+        )
 
     def run(self, settings: Settings, *, sample: bool) -> Facts:
         """Documents, each cut to the model's limit."""

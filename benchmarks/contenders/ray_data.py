@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from typing import Any
@@ -11,8 +10,6 @@ import pyarrow.parquet as pq
 import ray
 import torch
 from harness.contender import Facts, Settings, serve
-
-os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 class Classify:
@@ -25,6 +22,7 @@ class Classify:
         self._run = pipeline("text-classification", model=model, device="cpu", dtype=getattr(torch, dtype))
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The labels of a batch."""
         found = self._run(batch["text"].tolist(), batch_size=len(batch["text"]), truncation=True)
         return {"package": batch["package"], "label": [answer["label"] for answer in found]}
 

@@ -35,6 +35,7 @@ def load() -> list[float]:
 
 def commit() -> str:
     """The commit, with + where the tree differs from it; empty outside of a repository."""
+
     def git(*args: str) -> str:
         where = Path(__file__).parent
         done = subprocess.run(["git", *args], check=False, capture_output=True, text=True, cwd=where)

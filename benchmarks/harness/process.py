@@ -12,9 +12,9 @@ from time import perf_counter
 from typing import Any
 
 HERE = Path(__file__).parents[1]
-QUIET = {
-    "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0",  # who waits must not burn a core
-    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "true",
+QUIET = {  # who waits must not burn a core, and nobody asks a hub
+    "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "true",
+    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ of tokens. Useful are the tokens of answers, none after an answer's end. Some pr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,10 @@ class Prompts:
         """Nodes of the tree of all prompts: the fewest tokens that any prefill can compute."""
         ordered = sorted(self.lists())
         nodes = len(ordered[0])
-        for before, text in zip(ordered, ordered[1:], strict=False):
-            same = next((i for i, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), min(len(before), len(text)))
+        for before, text in pairwise(ordered):
+            same = next(
+                (i for i, (a, b) in enumerate(zip(before, text, strict=False)) if a != b), min(len(before), len(text))
+            )
             nodes += len(text) - same
         return nodes
 

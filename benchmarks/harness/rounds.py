@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 from harness import venvs
-from harness.process import HERE, Process, Unavailable
+from harness.process import Process, Unavailable
 from harness.scenario import BEYOND, FACT, RATIO, Entry, Scenario
 
 Facts = dict[str, Any]
@@ -42,11 +42,10 @@ class Match:
     """The contenders of a scenario."""
 
     def __init__(
-        self, scenario: Scenario, work: Facts, folder: Path, *, threads: int, dtype: str, contenders: Path | None = None
-    ) -> None:
-        self.scenario, self._work, self._folder = scenario, work, folder
+        self, scenario: Scenario, work: Facts, folder: Path, scripts: Path, *, threads: int, dtype: str
+    ) -> None:  # fmt: skip
+        self.scenario, self._work, self._folder, self._scripts = scenario, work, folder, scripts
         self._threads, self._dtype = threads, dtype
-        self._scripts = contenders or HERE / "contenders"
         self.outcomes = {name: Outcome(entry) for name, entry in scenario.contenders.items()}
         self.idle_cpu = 0.0  # the largest share of a core that a waiting contender used
         self._alive: dict[str, Process] = {}
@@ -59,9 +58,14 @@ class Match:
                 self._start(name, corpora.get(name, self._work))
             for i in range(rounds):
                 for name, outcome in self.outcomes.items():
-                    outcome.rounds.append(self._round(name, corpora.get(name, self._work)) if not outcome.reason else None)
+                    outcome.rounds.append(
+                        self._round(name, corpora.get(name, self._work)) if not outcome.reason else None
+                    )
                     if outcome.rounds[-1]:
-                        print(f"round {i + 1}: {name:24} {outcome.rounds[-1]['rate']:10.1f} {self.scenario.unit}/s", flush=True)
+                        print(
+                            f"round {i + 1}: {name:24} {outcome.rounds[-1]['rate']:10.1f} {self.scenario.unit}/s",
+                            flush=True,
+                        )
         finally:
             for process in self._alive.values():
                 process.close()
@@ -90,7 +94,10 @@ class Match:
         if match := RATIO.fullmatch(text):
             return self.ratio(*match.groups())
         if match := BEYOND.fullmatch(text):
-            more, base = self.outcomes[match.group(1)].of(match.group(2)), self.outcomes[match.group(3)].of(match.group(2))
+            more, base = (
+                self.outcomes[match.group(1)].of(match.group(2)),
+                self.outcomes[match.group(3)].of(match.group(2)),
+            )
             return more - (1.1 * base + 50) if more is not None and base is not None else None
         match = FACT.fullmatch(text)
         return self.outcomes[match.group(1)].of(match.group(2)) if match else None
@@ -115,7 +122,7 @@ class Match:
         dtype = self._dtype if entry.dtype == "best" else entry.dtype
         setup = {
             "work": work, "settings": settings, "search": search, "threads": self._threads, "dtype": dtype,
-            "fresh": entry.fresh, "warm_up": not entry.fresh,
+            "fresh": entry.fresh, "warm_up": not entry.fresh and entry.warm_up,
         }  # fmt: skip
         return Process(python, self._scripts / f"{entry.script}.py", setup, self._folder / f"{name}.log")
 

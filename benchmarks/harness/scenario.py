@@ -9,7 +9,6 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FOLDER = Path(__file__).parents[1] / "scenarios"
 RATIO = re.compile(r"(\w+) / (\w+)")
 FACT = re.compile(r"(\w+)\.(\w+)")
 BEYOND = re.compile(r"(\w+)\.(\w+) beyond (\w+)")
@@ -28,7 +27,7 @@ class Entry(_Strict):
     search: dict[str, list[Any]] = Field(default_factory=dict)  # every combination is tried on a sample
     dtype: Literal["best", "float32", "bfloat16"] = "best"  # best: bfloat16 where the hardware computes in it
     fresh: bool = False  # a new process each round, start-up included
-    corpus: str | None = None  # another one than the scenario's
+    warm_up: bool = True  # a sample before the first round, which pays for allocations
     times: int = Field(1, ge=1)  # the corpus so many times over
 
 
@@ -55,7 +54,7 @@ class Scenario(_Strict):
     work: Literal["encode", "generate", "none"]  # what harness/work.py makes ready
     task: dict[str, Any] = Field(default_factory=dict)  # of the job, for work encode
     model: str
-    corpus: str = "debian"  # debian, long, short
+    corpus: str = "debian"  # debian, spread, long, short
     rows: int  # documents or prompts
     rounds: int = 5
     contenders: dict[str, Entry]
@@ -82,17 +81,17 @@ def named_in(metric: str) -> set[str]:
     return {match.group(1)} if (match := FACT.fullmatch(metric)) else {metric}
 
 
-def load(name: str, folder: Path = FOLDER) -> Scenario:
-    """The scenario of that name. SystemExit where there is none, ValueError where it is wrong."""
-    path = folder / f"{name}.yaml"
+def load(name: str, folder: Path) -> Scenario:
+    """The scenario of that name in folder/scenarios. SystemExit where there is none, ValueError where it is wrong."""
+    path = folder / "scenarios" / f"{name}.yaml"
     if not path.is_file():
         raise SystemExit(f"there is no scenario {name}; there are: {', '.join(names(folder))}")
     return Scenario(name=name, **yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
-def names(folder: Path = FOLDER) -> list[str]:
+def names(folder: Path) -> list[str]:
     """All scenarios."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+    return sorted(path.stem for path in (folder / "scenarios").glob("*.yaml"))
 
 
 def only(scenario: Scenario, contenders: list[str]) -> Scenario:

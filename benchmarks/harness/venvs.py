@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import venv
-from pathlib import Path
 
 from harness.process import HERE, Unavailable, own_python
 

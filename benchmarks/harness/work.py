@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
 from harness.prompts import VOCABULARY, Prompts
 from harness.scenario import Scenario
 
@@ -22,7 +23,7 @@ def make(scenario: Scenario, corpus: Path, rows: int, folder: Path, dtype: str) 
     """All files of a scenario; the dictionary that contenders get as `work`."""
     folder.mkdir(parents=True, exist_ok=True)
     if scenario.work == "none":
-        return {"folder": str(folder)}
+        return {} if scenario.model == "none" else {"path": model(scenario.model, folder)[0]}
     if scenario.work == "generate":
         return _prompts(scenario, rows, folder)
     path, name = model(scenario.model, folder)
