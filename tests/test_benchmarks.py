@@ -198,7 +198,7 @@ def test_bench_finds_settings_and_writes_nothing(tmp_path: Path, classifier: str
     assert len({trial["tokens_per_batch"] for trial in tree["trials"]}) > 1
     best = max(tree["trials"], key=lambda trial: trial["docs_per_second"])
     assert tree["settings"] == {key: best[key] for key in ("backend", "dtype", "tokens_per_batch")}
-    assert tree["sampled"] == 80
+    assert 0 < tree["sampled"] <= 80
     assert tree["limit"] == pytest.approx(1 / (1 / tree["forward"] + 1 / tree["tokenizer"]), rel=0.01)
     assert tree["share_of_limit"] == pytest.approx(tree["docs_per_second"] / tree["limit"], rel=0.01)
     assert not (tmp_path / "out").exists()

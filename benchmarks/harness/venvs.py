@@ -21,6 +21,7 @@ FREE = {  # those that want other versions than ours
                 "openvino-tokenizers"),
     "ctranslate2": ("torch==2.13.0", "ctranslate2", "transformers", "sentencepiece"),
 }  # fmt: skip
+WITHOUT = {"optimum": ("torchvision",)}  # comes along, built for another torch, and breaks the import of transformers
 
 
 def python_of(environment: str | None) -> str:
@@ -35,11 +36,14 @@ def python_of(environment: str | None) -> str:
         print(f"making the environment {environment}: {' '.join(wanted)}", flush=True)
         venv.create(folder, with_pip=True)
         pinned = ["-c", str(HERE.parent / "constraints.txt")] if environment in PINNED else []
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *pinned, *wanted]
+        pip = [str(python), "-m", "pip"]
+        command = [*pip, "install", "--quiet", "--disable-pip-version-check", *pinned, *wanted]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             words = done.stderr.strip().splitlines() or ["no message"]
             raise Unavailable(f"its environment could not be made: {words[-1][:200]}")
+        if unwanted := WITHOUT.get(environment):
+            subprocess.run([*pip, "uninstall", "--quiet", "--yes", *unwanted], check=True)
         stamp.write_text(text)
     return str(python)
 
