@@ -6,7 +6,7 @@ A commit is a file of its own, because its exclusive creation is what makes it c
 resume compacts whole ranges of shards into one file each:
 
     commits/<shard>.json            one commit
-    segments/<first>.jsonl          those of SEGMENT shards from `first` on, a line each; created exclusively, never changed
+    segments/<first>.jsonl          those of 4,096 shards from `first` on, a line each; created exclusively, never changed
 
 A segment is there before the files that it stands for go, and it wins over them: who creates a commit looks for a segment
 afterwards, because an old driver that still runs may find its shard's name free again.
@@ -22,8 +22,6 @@ from typing import Any
 
 from batchnlp.data.store import LocalStore
 from batchnlp.types import Part
-
-SEGMENT = 4096  # shards
 
 
 @dataclass(slots=True)
@@ -101,49 +99,58 @@ class Commits(Mapping[int, Part]):
 class Segments:
     """The compacted commits of a run; `control` is its directory in the store."""
 
+    size = 4096  # shards of a segment
+
     def __init__(self, store: LocalStore, control: str) -> None:
         self._store, self._control = store, control
         self._last: tuple[int, list[bytes]] = (-1, [])  # the segment that was read last: parts are read in order
 
     def path(self, shard: int) -> str:
         """The file that the shard's commit is in once it is compacted."""
-        return self._store.path(self._name(shard // SEGMENT))
+        return self._store.path(self._name(shard // self.size))
 
     def find(self, shard: int) -> bytes | None:
         """The commit as JSON, or None where its range is not compacted."""
         number, lines = self._last
-        if number != shard // SEGMENT:
-            number = shard // SEGMENT
+        if number != shard // self.size:
+            number = shard // self.size
             data = self._store.read(self._name(number))
             if data is None:
                 return None
             lines = data.splitlines()
             self._last = number, lines
-        return lines[shard % SEGMENT] if shard % SEGMENT < len(lines) else b""
+        return lines[shard % self.size] if shard % self.size < len(lines) else b""
 
     def shards(self) -> Iterator[int]:
         """The shards of all segments."""
         for name in self._store.names(f"{self._control}/segments"):
             first = name.removesuffix(".jsonl")
             if first.isdecimal():
-                yield from range(int(first), int(first) + SEGMENT)
+                yield from range(int(first), int(first) + self.size)
 
     def compact(self, loose: Iterable[int], commit_name: Callable[[int], str]) -> None:
         """Put the commits of every range that is whole into a segment, and remove those that are in one."""
         ranges: dict[int, list[int]] = {}
         for shard in loose:
-            ranges.setdefault(shard // SEGMENT, []).append(shard)
+            ranges.setdefault(shard // self.size, []).append(shard)
         for number, shards in ranges.items():
-            there = self.find(number * SEGMENT) is not None
-            if not there and len(shards) == SEGMENT:
-                trees = [self._store.read(commit_name(shard)) for shard in sorted(shards)]
-                lines = [json.dumps(json.loads(data)).encode() for data in trees if data is not None]
-                if len(lines) == SEGMENT:
-                    self._store.create(self._name(number), b"\n".join(lines) + b"\n")
-                    there = True
+            there = self.find(number * self.size) is not None
+            if not there and len(shards) == self.size:
+                there = self._create(number, [self._store.read(commit_name(shard)) for shard in sorted(shards)])
             if there:
                 for shard in shards:
                     self._store.remove(commit_name(shard))
 
+    def _create(self, number: int, commits: list[bytes | None]) -> bool:
+        """Whether there is a segment now; none is made of damaged commits: whoever reads them says so."""
+        lines = []
+        for data in commits:
+            try:
+                lines.append(json.dumps(json.loads(data or b"")).encode())
+            except ValueError:
+                return False
+        self._store.create(self._name(number), b"\n".join(lines) + b"\n")
+        return True
+
     def _name(self, number: int) -> str:
-        return f"{self._control}/segments/{number * SEGMENT:05d}.jsonl"
+        return f"{self._control}/segments/{number * self.size:05d}.jsonl"

@@ -26,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchnlp.data import manifests
-from batchnlp.data.commits import SEGMENT, Commits, Segments, Tally
+from batchnlp.data.commits import Commits, Segments, Tally
 from batchnlp.data.parts import part_from_json, staging_folder
 from batchnlp.data.store import CONTROL, LocalStore, sha256_file, to_json
 from batchnlp.errors import CorruptError, OutputError
@@ -185,7 +185,8 @@ class Ledger:
     def redo_hint(self, shard: int) -> str:
         """How a user has a committed shard computed again."""
         if self._segments.find(shard) is not None:
-            return f"remove {self._segments.path(shard)} and run the job again; its {SEGMENT:,} shards are computed anew"
+            what = f"its {self._segments.size:,} shards are computed anew"
+            return f"remove {self._segments.path(shard)} and run the job again; {what}"
         return f"remove {self.store.path(self._commit_name(shard))} and run the job again; the shard is computed anew"
 
     def recover(self, shards: Iterable[Shard], invocation: str, total: Tally | None = None) -> Commits:
