@@ -72,6 +72,9 @@ class Benchmark:
 
 def bench(prepared: Prepared, *, any_dtype: bool = False, tell: Listener = lambda line: None) -> Benchmark:
     """Search and measure; `any_dtype` lets `engine.dtype: auto` become the one that is faster, whatever its rounding."""
+    if prepared.spec.engine.backend == "http":
+        hint = "run the job: it finds by itself how many requests at once pay"
+        raise UsageError("bench measures this machine, and engine.backend=http computes on a server", hint)
     hardware = devices.probe_hardware()
     docs = prepared.source.sample(SAMPLE)
     encoded = prepared.task.encode(docs)
