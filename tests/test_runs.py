@@ -270,9 +270,10 @@ def test_a_replica_lost_while_stopping_has_no_successor(docs: Path, classifier: 
 
 
 def one_shard(docs: Path, tmp_path: Path) -> Path:
-    """Thirty thousand rows: with one document a batch, half a minute at least."""
-    many = tmp_path / "many.parquet"
-    pq.write_table(pa.concat_tables([pq.read_table(docs)] * 30), many)
+    """Thirty thousand rows, no two alike: with one document a batch, half a minute at least."""
+    many, table = tmp_path / "many.parquet", pa.concat_tables([pq.read_table(docs)] * 30)
+    texts = [f"{text} {i}" for i, text in enumerate(table["text"].to_pylist())]
+    pq.write_table(table.set_column(table.column_names.index("text"), "text", [texts]), many)
     return many
 
 
