@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from common import classifier, finish, take
 
 import batchnlp
+from batchnlp import registry
 from batchnlp.backends.device import probe_hardware, resolve
-from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.engine.planner import make_plan, prepare
 from batchnlp.job.load import build_spec
 
@@ -40,11 +40,11 @@ class ForwardOnly:
     def __init__(self, tree: dict[str, Any]) -> None:
         prepared = prepare(build_spec(tree))
         hardware = probe_hardware()
-        resolved = resolve(prepared.spec.engine, prepared.model, hardware)
+        resolved = resolve(prepared.spec.engine, prepared.model, hardware, prepared.task.needs)
         shards = make_plan(prepared, 1).shards
         self._pieces = [prepared.task.encode(prepared.source.read(shard)).pieces for shard in shards]
         self._rows = sum(shard.rows for shard in shards)
-        self._backend = TorchEncoder(prepared.model, resolved, prepared.task.needs, hardware.cpus)
+        self._backend = registry.backend(prepared.model, resolved, prepared.task, hardware.cpus)
 
     def docs_per_second(self) -> float:
         """One pass over everything."""
@@ -90,7 +90,8 @@ def main() -> None:
             print(f"round {i + 1}: end to end {whole[-1]:.1f} docs/s, forward only {limit[-1]:.1f}; {result.seconds}",
                   flush=True)  # fmt: skip
         found: dict[str, Any] = {
-            "rows": result.rows, "dtype": result.resolved["dtype"], "end_to_end": median(whole),
+            "rows": result.rows, "backend": result.resolved["backend"], "dtype": result.resolved["dtype"],
+            "end_to_end": median(whole),
             "forward_only": median(limit), "share_of_limit": median(whole) / median(limit), "padding": max(paddings),
         }  # fmt: skip
         floors = {"share_of_limit": (">=", 0.90), "padding": ("<=", 0.03)}

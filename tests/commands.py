@@ -14,7 +14,13 @@ from batchnlp.cli.main import main
 
 Corpus = Callable[..., Path]
 BAD = [*tiny.texts(7), None, "", "   "]
-QUICK = ["--set", "engine.runner=inline", "--set", "engine.dtype=float32", "--set", "engine.device=cpu"]
+SETTINGS = (
+    "runner=inline",
+    "dtype=float32",
+    "device=cpu",
+    "backend=torch",
+)  # converting a model takes longer than most tests
+QUICK = [word for setting in SETTINGS for word in ("--set", f"engine.{setting}")]
 
 
 def invoke(*args: object) -> Result:

@@ -20,10 +20,10 @@ import pytest
 import tiny
 import torch
 
+from batchnlp.backends.base import Aborted
 from batchnlp.backends.device import Hardware, resolve, resume, usable_cpus
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.torch_encoder import TorchEncoder
-from batchnlp.backends.torch_model import Aborted
 from batchnlp.engine.api import apply
 from batchnlp.errors import BackendError, ModelError, UsageError, WorkerLostError
 from batchnlp.job.spec import EngineSpec, TaskSpec
@@ -298,24 +298,25 @@ def test_a_device_that_cannot_be_used_is_refused(
     engine: dict[str, Any], hardware: Hardware, message: str, classifier: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        resolve(EngineSpec(**engine), resolve_model(classifier, None), hardware)
+        resolve(EngineSpec(**engine), resolve_model(classifier, None), hardware, "scores")
 
 
 def test_a_resumed_run_keeps_what_auto_became_below_what_is_asked_for(classifier: str) -> None:
     model = resolve_model(classifier, None)
     begun = Resolved("cuda", "bfloat16", "torch", 32_768, "bfloat16: Fake computes in it")
-    assert resume(begun, EngineSpec(), model, TWO_GPUS) == begun
-    asked = resume(begun, EngineSpec(tokens_per_batch=100), model, TWO_GPUS)
+    assert resume(begun, EngineSpec(), model, TWO_GPUS, "scores") == begun
+    asked = resume(begun, EngineSpec(tokens_per_batch=100), model, TWO_GPUS, "scores")
     assert asked == replace(begun, tokens_per_batch=100)
-    moved = resume(begun, EngineSpec(), model, NO_GPU)
-    assert (moved.device, moved.dtype, moved.tokens_per_batch) == ("cpu", "bfloat16", 4096)
+    moved = resume(begun, EngineSpec(), model, NO_GPU, "scores")
+    assert (moved.device, moved.dtype, moved.tokens_per_batch) == ("cpu", "bfloat16", 2048)
+    assert moved.backend == "openvino", "which is there, and computes nothing on a GPU"
     assert "begun on cuda, now on cpu, there is no GPU here" in moved.why
-    assert resume(begun, EngineSpec(device="cpu"), model, TWO_GPUS).device == "cpu"
+    assert resume(begun, EngineSpec(device="cpu"), model, TWO_GPUS, "scores").device == "cpu"
     inline = replace(begun, device="cuda:1")
-    assert resume(inline, EngineSpec(), model, TWO_GPUS).device == "cuda", "Ray would show it one GPU alone"
-    assert resume(inline, EngineSpec(runner="inline"), model, TWO_GPUS) == inline
+    assert resume(inline, EngineSpec(), model, TWO_GPUS, "scores").device == "cuda", "Ray would show it one GPU alone"
+    assert resume(inline, EngineSpec(runner="inline"), model, TWO_GPUS, "scores") == inline
     with pytest.raises(UsageError, match="no GPU here"):
-        resume(begun, EngineSpec(device="cuda"), model, NO_GPU)
+        resume(begun, EngineSpec(device="cuda"), model, NO_GPU, "scores")
 
 
 # --- batches do not show in the answers

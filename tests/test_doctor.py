@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tiny_readers
 import torch
 from commands import QUICK, invoke, last_json
 from writing import LONG, Corpus, spec
@@ -21,8 +22,9 @@ from batchnlp.backends.slots import SlotModel
 from batchnlp.backends.static import StaticBatches
 from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.engine.doctor import Diagnosis, examine
-from batchnlp.engine.equality import allowed, compare
+from batchnlp.engine.equality import allowed, compare, deviations
 from batchnlp.errors import UsageError
+from batchnlp.job.load import build_spec
 from batchnlp.types import Pieces, Resolved
 
 SCHEMA = {
@@ -37,6 +39,9 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {  # the model's fixture, the tas
     "entailment": ("nli", {"kind": "zero-shot", "labels": "sport,law,music"}),
     "similarity": ("encoder", {"kind": "zero-shot", "labels": "sport,law,music"}),
     "embed": ("encoder", {"kind": "embed"}),
+    "ner": ("tagger", {"kind": "ner"}),
+    "ner by words": ("tagger", {"kind": "ner", "aggregation": "average"}),
+    "qa": ("reader", {"kind": "qa", "question": "which game?"}),
     "summarize": ("bart", {"kind": "summarize", "max_new_tokens": 8}),
     "summarize by T5": ("t5", {"kind": "summarize", "max_new_tokens": 8}),
     "translate": (
@@ -53,6 +58,16 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {  # the model's fixture, the tas
     "json": ("llama", {"kind": "chat", "max_new_tokens": 12, "on_long": "truncate", "json_schema": SCHEMA}),
 }  # fmt: skip
 TEXTS = [*tiny.texts(11), LONG, None]
+
+
+@pytest.fixture(scope="module")
+def tagger(models: Path) -> str:
+    return tiny_readers.save_reader(models / "doctor-tagger")
+
+
+@pytest.fixture(scope="module")
+def reader(models: Path) -> str:
+    return tiny_readers.save_reader(models / "doctor-reader", labels=None)
 
 
 def diagnosis(task: str, dtype: str, corpus: Corpus, tmp_path: Path, request: pytest.FixtureRequest) -> Diagnosis:
@@ -74,7 +89,7 @@ def test_what_is_right_passes(task: str, corpus: Corpus, tmp_path: Path, request
 
 
 @pytest.mark.parametrize(
-    "task", ["classify", "entailment", "similarity", "embed", "summarize", "generate", "chat", "json"]
+    "task", ["classify", "entailment", "similarity", "embed", "ner", "qa", "summarize", "generate", "chat", "json"]
 )
 def test_rounding_passes(task: str, corpus: Corpus, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     found = diagnosis(task, "bfloat16", corpus, tmp_path, request)
@@ -88,19 +103,13 @@ Break = Callable[[pytest.MonkeyPatch], None]
 
 def padding_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The padded batch of an encoder attends to its padding."""
-    right = TorchEncoder._one
-
-    def seeing(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "attention_mask": torch.ones_like(kwargs["input_ids"])}
+    right = TorchEncoder._inputs
 
     def wrong(self: TorchEncoder, *args: Any) -> Any:
-        handle = self._model.register_forward_pre_hook(seeing, with_kwargs=True)
-        try:
-            return right(self, *args)
-        finally:
-            handle.remove()
+        inputs = right(self, *args)
+        return {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
 
-    monkeypatch.setattr(TorchEncoder, "_one", wrong)
+    monkeypatch.setattr(TorchEncoder, "_inputs", wrong)
 
 
 def no_canary(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +146,7 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("classify", padding_is_seen, "float32"), ("classify", padding_is_seen, "bfloat16"),
     ("entailment", padding_is_seen, "float32"), ("similarity", padding_is_seen, "bfloat16"),
     ("embed", padding_is_seen, "float32"), ("embed", padding_is_seen, "bfloat16"),
+    ("ner", padding_is_seen, "float32"), ("ner", padding_is_seen, "bfloat16"), ("qa", padding_is_seen, "bfloat16"),
     ("generate", others_are_seen, "float32"), ("generate", one_position_off, "bfloat16"),
     ("chat", others_are_seen, "bfloat16"), ("summarize", others_are_seen, "bfloat16"),
     ("summarize by T5", one_position_off, "float32"), ("translate", others_are_seen, "float32"),
@@ -165,18 +175,31 @@ def test_what_is_wrong_fails(
 def test_a_document_that_only_the_batch_fails_on(
     classifier: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = TorchEncoder._one
+    right = TorchEncoder._inputs
 
     def wrong(self: TorchEncoder, pieces: Pieces, batch: Any, lengths: Any) -> Any:
         if 3 in pieces.doc[batch.index]:
             raise ValueError("no")
         return right(self, pieces, batch, lengths)
 
-    monkeypatch.setattr(TorchEncoder, "_one", wrong)
+    monkeypatch.setattr(TorchEncoder, "_inputs", wrong)
     found = examine(spec(corpus(TEXTS), classifier, tmp_path, kind="classify"))
     assert (found.status, found.compared) == ("different", 11)
     assert [(c.value, c.ok) for c in found.checks if "fail only" in c.what] == [(1, False)]
     assert [(row["id"], row["differs"]) for row in found.apart] == [("00.parquet#3", "no answer")]
+
+
+def test_another_backend_is_held_against_the_same_reference(
+    encoder: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = spec(corpus(TEXTS), encoder, tmp_path, kind="embed")
+    job = job.model_copy(update={"engine": job.engine.model_copy(update={"dtype": "bfloat16", "backend": "openvino"})})
+    found = examine(job)
+    assert (found.status, found.resolved["backend"], found.notes) == ("equal", "openvino", [])
+    padding_is_seen(monkeypatch)
+    found = examine(job)
+    assert found.status == "different"
+    assert "engine.backend=torch" in found.advice
 
 
 # --- what rounding explains
@@ -217,6 +240,11 @@ def test_what_equal_means() -> None:
     assert allowed(None, 50.0) == pytest.approx(5e-3)
     assert allowed(0.01) == pytest.approx(0.04)
     assert allowed(0.0) == pytest.approx(1e-4)
+    tokens = [[(1, 0.9), (1, 0.8)], [(1, 0.9), (2, 0.9)], [(1, 0.5), (2, 0.5)], [(1, 0.4), (2, 0.45)]]
+    mine, reference = (np.array([pair[i] for pair in tokens], np.float32) for i in (0, 1))
+    far = deviations("token_scores", mine, reference)
+    np.testing.assert_allclose(far, [0.1, 0.8, 0.0, 0.05], atol=1e-6)
+    np.testing.assert_allclose(deviations("scores", mine, reference), [0.1, 1, 1, 1], atol=1e-6)
     a = {"label": "x", "scores": {"x": 0.6, "y": 0.4}, "entities": [{"text": "q", "start": 1, "score": 0.5}]}
     assert compare(a, a) == ([], 0.0)
     names, far = compare({**a, "label": "y", "entities": []}, a)
@@ -227,31 +255,6 @@ def test_what_equal_means() -> None:
 
 
 # --- the reference itself
-
-
-@pytest.mark.parametrize("kind", ["token_scores", "span_scores"])
-def test_the_reference_answers_token_by_token_too(kind: str, tmp_path: Path) -> None:
-    """What ner and qa ask for, against the model called by hand."""
-    import transformers as t
-
-    torch.manual_seed(1)
-    made = (t.BertForTokenClassification if kind == "token_scores" else t.BertForQuestionAnswering)(
-        tiny.bert(num_labels=5 if kind == "token_scores" else 2)
-    ).eval()
-    made.save_pretrained(tmp_path)
-    tiny.save_tokenizer(tmp_path)
-    ids = [list(range(1000, 1000 + n)) for n in (7, 3, 12)]
-    starts = np.array([0, 7, 10, 22])
-    pieces = Pieces(np.concatenate(ids).astype(np.int32), starts, np.arange(3, dtype=np.int32), np.ones(3, np.int32))
-    resolved = Resolved("cpu", "float32", "torch", 1, "")
-    raw = Reference(resolve_model(str(tmp_path), None), resolved, kind, 1).forward(pieces)
-    with torch.no_grad():
-        outs = [made(torch.tensor([row])) for row in ids]
-    want = [
-        out.logits[0] if "logits" in out else torch.stack([out.start_logits[0], out.end_logits[0]], 1) for out in outs
-    ]
-    assert raw.values.shape == (22, 5 if kind == "token_scores" else 2)
-    np.testing.assert_allclose(raw.values, torch.cat(want).numpy(), atol=1e-5)
 
 
 def test_a_piece_that_breaks_the_reference_is_a_failure(classifier: str) -> None:
@@ -329,3 +332,12 @@ def test_a_filter_that_leaves_few_rows_leaves_them_to_the_doctor(gpt2: str, corp
     few = job.source.model_copy(update={"filter": [("doc_id", ">=", "doc-085")]})
     found = examine(job.model_copy(update={"source": few}), 32)
     assert found.documents == found.compared == 5
+
+
+def test_a_server_cannot_be_compared_with(tmp_path: Path, corpus: Corpus) -> None:
+    tree = {
+        "source": {"path": str(corpus())}, "task": {"kind": "generate", "model": "m"},
+        "engine": {"backend": "http", "url": "http://127.0.0.1:9/v1"}, "output": {"path": str(tmp_path / "out")},
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="a server does not give them"):
+        examine(build_spec(tree))

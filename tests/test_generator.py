@@ -11,10 +11,10 @@ import pytest
 import small_models as small
 import torch
 
+from batchnlp.backends.base import Aborted
 from batchnlp.backends.in_flight import InFlight
 from batchnlp.backends.static import StaticBatches
 from batchnlp.backends.torch_generator import TorchGenerator
-from batchnlp.backends.torch_model import Aborted
 from batchnlp.errors import BackendError
 from batchnlp.types import Completions, Decoding, Pieces, Resolved
 
@@ -72,6 +72,31 @@ def test_the_models_generation_config_is_obeyed(name: str, beams: int, tmp_path:
     prompts = small.prompts(10)
     raw = generator(model, tmp_path, max_new_tokens=20).forward(small.pieces(prompts))
     assert answers(raw) == [small.alone(model, prompt, 20) for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", ["llama", "bart", "bloom"])
+@pytest.mark.parametrize("wish", ["min_length", "min_new_tokens", "bad_words_ids", "exponential_decay_length_penalty"])
+def test_what_the_model_says_of_its_end_is_obeyed(name: str, wish: str, tmp_path: Path) -> None:
+    """As BART's summarizers (min_length) and Marian (bad_words_ids) do; here the end is a token that the model likes."""
+    model, prompts = small.make(name, eos_token_id=None), small.prompts(8, longest=10)
+    said = [small.alone(model, prompt, 12) for prompt in prompts]
+    end, word = said[0][2], said[1][3]
+    wished = {
+        "min_length": 12,
+        "min_new_tokens": 6,
+        "bad_words_ids": [[word]],
+        "exponential_decay_length_penalty": (2, 3.0),
+    }
+    setattr(model.generation_config, wish, wished[wish])
+    model.generation_config.eos_token_id = end
+    raw = generator(model, tmp_path, max_new_tokens=12).forward(small.pieces(prompts))
+    want = []
+    for prompt in prompts:
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)[0].tolist()
+        new = out[1:] if model.config.is_encoder_decoder else out[len(prompt) :]
+        want.append(new[: new.index(end)] if end in new else new)
+    assert answers(raw) == want
+    assert want != [row[: row.index(end)] if end in row else row for row in said], "the wish must matter"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "t5", "bloom"])

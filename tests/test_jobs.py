@@ -20,17 +20,21 @@ from batchnlp.job.load import load_spec
 from jobs.models import main
 
 JOBS = Path(__file__).parents[1] / "jobs"
+FAQ = "[[section, ==, faq], [doc_id, <, faq/general]]"
 WRITTEN = ["n_new_tokens", "finish_reason"]
 # job → (its stand-in, rows that the test leaves, the task's own columns)
 SHIPPED: dict[str, tuple[str, str, list[str]]] = {
-    "quickstart": ("", "[[section, ==, faq], [doc_id, <, faq/general]]", ["label", "score"]),
-    "sentiment": ("sentiment", "[[section, ==, faq], [doc_id, <, faq/general]]", ["label", "score", "scores"]),
-    "spam": ("spam", "[[section, ==, faq], [doc_id, <, faq/general]]", ["label", "score"]),
+    "quickstart": ("", FAQ, ["label", "score"]),
+    "sentiment": ("sentiment", FAQ, ["label", "score", "scores"]),
+    "spam": ("spam", FAQ, ["label", "score"]),
+    "entities": ("ner", FAQ, ["entities"]),
+    "answers": ("qa", FAQ,
+                ["answer", "start", "end", "score", "no_answer_score"]),
     "summarize": ("bart", "[[section, ==, howto], [doc_id, <, howto/b]]", ["summary", *WRITTEN]),
     "translate": ("marian", "[[title, in, [GIL, BDFL, EAFP]]]", ["translation", *WRITTEN]),
     "stories": ("gpt2", "[[title, in, [GIL, BDFL, EAFP]]]", ["answers"]),
-    "chat": ("qwen", "[[section, ==, faq], [doc_id, <, faq/general]]", ["reply", *WRITTEN]),
-}
+    "chat": ("qwen", FAQ, ["reply", *WRITTEN]),
+}  # fmt: skip
 ON_RAY = ("sentiment", "stories")  # a replica takes seconds to start, so one that reads and one that writes
 COUNTS = ["n_tokens", "n_tokens_used", "n_windows", "truncated"]
 

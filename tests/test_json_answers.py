@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pyarrow as pa
 import pytest
+import tiny
 from writing import TEXTS, Corpus, apply, spec
 
 from batchnlp.engine.planner import prepare
@@ -93,6 +95,34 @@ def test_a_schema_holds_the_answers_of_a_random_model(llama: str) -> None:
     for row in apply("chat", TEXTS, llama, max_new_tokens=48, json_schema=schema):
         assert json.loads(row["reply"]) == {"city": row["city"], "ok": row["ok"]}, row["error"]
         assert row["finish_reason"] == "stop"
+
+
+def test_thirty_of_thirty_answers_are_json_in_few_characters(gpt2: str) -> None:
+    """A random GPT-2 with a byte-level tokenizer, which by itself would never write any."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "mood": {"enum": ["good", "bad"]},
+            "stars": {"type": "integer", "minimum": 1, "maximum": 5},
+            "sure": {"type": "boolean"},
+            "tags": {"type": "array", "items": {"type": "string", "maxLength": 3}, "maxItems": 2},
+            "by": {"type": "object", "properties": {"name": {"type": "string", "maxLength": 4}}, "required": ["name"],
+                   "additionalProperties": False},
+        },
+        "required": ["mood", "stars", "sure", "tags", "by"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    rows = apply("generate", tiny.texts(30, longest=4), gpt2, max_new_tokens=80, json_schema=schema)
+    assert [row["error"] for row in rows] == [None] * 30
+    for row in rows:
+        answer = json.loads(row["text"])
+        jsonschema.validate(answer, schema)
+        compact = json.dumps(answer, separators=(",", ":"), ensure_ascii=False)
+        assert len(row["text"]) == len(compact) or "\\" in row["text"], "no white space but in strings"
+        assert json.loads(row["mood"]) == answer["mood"], "what has no one type is JSON in its column"
+        assert all(row[name] == answer[name] for name in ("stars", "sure", "tags", "by"))
+    assert {row["finish_reason"] for row in rows} == {"stop"}
+    assert len({row["text"] for row in rows}) > 5, "the answers are the model's"
 
 
 def test_json_answers_become_columns(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:

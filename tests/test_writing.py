@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_writers
+from commands import invoke, last_json
 from writing import ENGINE, LONG, TEXTS, Corpus, apply, body, length, loaded, spec, written
 
 import batchnlp
@@ -96,6 +98,51 @@ def test_a_stop_string_is_cut_off(gpt2: str) -> None:
         "generate", body(TEXTS), model=gpt2, engine=ENGINE, text_column="body", max_new_tokens=8, stop=stop
     )
     assert got["text"].to_pylist() == [text.split(stop)[0] for text in whole["text"].to_pylist()]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "exactly": {"min_new_tokens": 5, "max_new_tokens": 5},
+    "penalty": {"repetition_penalty": 1.7, "max_new_tokens": 12},
+    "stop": {"stop": ["er", "the ", "a", "s"], "max_new_tokens": 24},
+    "beams": {"num_beams": 3, "max_new_tokens": 8},
+    "beams and a minimum": {"num_beams": 3, "max_new_tokens": 8, "min_new_tokens": 8},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_options_mean_what_they_mean_to_generate(name: str, option: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(name)
+    wish = dict(OPTIONS[option])
+    got = batchnlp.apply("generate", body(TEXTS), model=path, engine=ENGINE, text_column="body", **wish).to_pylist()
+    new, stops = wish.pop("max_new_tokens"), wish.pop("stop", [])
+    more = {"stop_strings": stops, "tokenizer": loaded(path)[0]} if stops else wish
+    whole = [written(path, text, new, **more) for text in TEXTS]
+    ends = [min((found for stop in stops if (found := text.find(stop)) >= 0), default=len(text)) for text in whole]
+    assert [row["text"] for row in got] == [text[:end] for text, end in zip(whole, ends, strict=True)]
+    if stops:
+        assert any(end < len(text) for text, end in zip(whole, ends, strict=True)), "something must have been stopped"
+    if option == "exactly":
+        assert [row["n_new_tokens"] for row in got] == [5] * len(TEXTS)
+    if option not in ("stop", "exactly"):
+        assert [row["text"] for row in got] != [written(path, text, new) for text in TEXTS], "the option must matter"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_an_answer_has_as_many_tokens_as_it_must(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """With a token for its end that the model likes to say."""
+    path = shutil.copytree(request.getfixturevalue(name), tmp_path / "model")
+    tokenizer, model = loaded(request.getfixturevalue(name))
+    ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
+    liked = model.generate(ids, max_new_tokens=3, do_sample=False)[0, -1].item()
+    config = json.loads((path / "generation_config.json").read_text())
+    (path / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": liked}))
+    for least in (0, 7):
+        rows = apply("generate", TEXTS, str(path), max_new_tokens=12, min_new_tokens=least)
+        whole = [written(str(path), text, 12, min_new_tokens=least) for text in TEXTS]
+        end = tokenizer.decode(liked)  # which is not of the answer
+        assert [row["text"] for row in rows] == [text.removesuffix(end) for text in whole]
+        assert (min(row["n_new_tokens"] for row in rows) < 7) == (least == 0)
 
 
 def test_the_default_length_leaves_half_for_the_prompt(gpt2: str) -> None:
@@ -209,3 +256,42 @@ def test_a_model_of_the_wrong_class_is_refused_with_a_remedy(
 def test_wishes_that_cannot_be_are_refused(gpt2: str, task: dict[str, Any], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         batchnlp.apply(data=["x"], model=gpt2, **task)
+
+
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # kind, model, task, what is said
+    ("summarize", "gpt2", {"prompt": "{{ lagn }}: {{ text }}"}, "did you mean lang?"),
+    ("chat", "llama", {"prompt": "{{ titel }}"}, "has no column titel, only doc_id, text, lang"),
+    ("translate", "coded", {"source_language": "eng_Latn", "target_language": "deu_latn"}, "did you mean deu_Latn?"),
+    ("generate", "gpt2", {"json_schema": {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}},
+     "say it in simpler keywords"),
+    ("generate", "gpt2", {"json_schema": {"type": "array"}}, "write {type: object"),
+    ("summarize", "classifier", {}, "facebook/bart-large-cnn"),
+    ("translate", "llama", {}, "Helsinki-NLP/opus-mt-en-de"),
+    ("chat", "gpt2", {}, "task.kind=generate"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "model", "wish", "remedy"), REFUSED)
+def test_the_plan_refuses_with_the_remedy(
+    kind: str, model: str, wish: dict[str, Any], remedy: str, corpus: Corpus, tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    out, job = tmp_path / "out", tmp_path / "job.yaml"
+    task = {"kind": kind, "model": request.getfixturevalue(model), **wish}
+    job.write_text(json.dumps({"source": {"path": str(corpus())}, "task": task, "output": {"path": str(out)}}))
+    for command in ("plan", "run", "doctor"):
+        result = invoke(command, job, "--json")
+        assert result.exit_code == 2, result.output
+        assert remedy in last_json(result)["message"] + last_json(result)["hint"]
+        assert len(result.stderr.splitlines()) == 1, "one line"
+    assert not out.exists()
+
+
+def test_a_row_that_breaks_its_template_is_one_dead_letter_of_a_run(gpt2: str, corpus: Corpus, tmp_path: Path) -> None:
+    job = spec(
+        corpus(TEXTS[:3]), gpt2, tmp_path, kind="generate", prompt="{{ lang.upper() }} {{ text }}", max_new_tokens=2
+    )
+    result = batchnlp.run(job.model_copy(update={"limits": job.limits.model_copy(update={"max_failed": 1})}))
+    assert (result.status, result.rows, result.codes) == ("done", 3, {"template_error": 1})
+    dead = pq.read_table(next((tmp_path / "out").glob("_batchnlp/*/dead/*.parquet"))).to_pylist()
+    assert [(row["row"], row["stage"], row["code"]) for row in dead] == [(2, "encode", "template_error")]

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 import batchnlp
 from batchnlp.job.load import build_spec
 
-ENGINE = {"device": "cpu", "dtype": "float32"}
+ENGINE = {"device": "cpu", "dtype": "float32", "backend": "torch"}
 TEXTS = ["The game server plays a network", "small", "Ünïcödé, naïve", "fast library without a kernel 7"]
 LONG = "\n".join(f"{text}." for text in tiny.texts(30, longest=12, seed=4))
 Corpus = Callable[..., Path]

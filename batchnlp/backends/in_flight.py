@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from batchnlp.backends.base import Aborted, OnBatch
 from batchnlp.backends.decoding import Chooser
 from batchnlp.backends.generation import Job, Row
 from batchnlp.backends.packed_attention import Span
 from batchnlp.backends.slots import SlotModel
-from batchnlp.backends.torch_model import Aborted, OnBatch, give_up, is_out_of_memory, judge
+from batchnlp.backends.torch_model import give_up, is_out_of_memory, judge
 from batchnlp.errors import BackendError
 from batchnlp.types import Completions, Feed, Pieces
 

@@ -1,7 +1,8 @@
 """The model as transformers runs it, one piece at a time: what `doctor` holds the backends against.
 
-No batches, no padding, no masks, no sorting, no keys and values kept from one step to the next. Shared with the backends are
-the loading of the model, the pooling of one sequence, and what a job asks of its answers (penalties, a grammar).
+No batches, no padding, no masks, no sorting, no keys and values kept from one step to the next. Shared with the
+backends are the loading of the model, what becomes of the output for one sequence (pooling, the best label), and what a
+job asks of its answers (penalties, a grammar).
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from torch import Tensor
 
 from batchnlp.backends.decoding import Chooser
 from batchnlp.backends.generation import answer_limits
-from batchnlp.backends.torch_encoder import Pooler
+from batchnlp.backends.token_heads import BY_TOKEN
+from batchnlp.backends.torch_encoder import Answer, Pooler
 from batchnlp.backends.torch_model import TorchBackend, judge, load_model
 from batchnlp.errors import BackendError, UsageError
 from batchnlp.types import Decoding, Failure, Float32, Int32, Int64, ModelFiles, Pieces, Raw, Resolved
-
-PER_TOKEN = ("token_scores", "span_scores")  # kinds with a row a token instead of a row a piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Reference(TorchBackend):
         except torch.OutOfMemoryError as error:
             message = f"{model.name} in {resolved.dtype} does not fit on {resolved.device}"
             raise UsageError(message, "compare on the CPU: --set engine.device=cpu") from error
-        self._pooler = Pooler(model, self.device) if kind == "vectors" else None
+        self._answer = Answer(self._model, kind, Pooler(model, self.device) if kind == "vectors" else None)
         self._positions, self._path = model.max_length, model.path
         self._seq2seq = bool(self._model.config.is_encoder_decoder)
         self._chooser = Chooser(self._model, self.decoding, model.path) if kind == "completions" else None
@@ -78,7 +78,7 @@ class Reference(TorchBackend):
         width = next((values.shape[1] for values in found if values is not None), 0)
         if len(pieces) and not width:
             raise BackendError(f"the model fails on every document: {failures[0].message}")
-        rows = pieces.lengths if self.kind in PER_TOKEN else np.ones(len(pieces), np.int64)
+        rows = pieces.lengths if self.kind in BY_TOKEN else np.ones(len(pieces), np.int64)
         nothing = (np.full((n, width), np.nan, np.float32) for n in rows)
         values = [empty if got is None else got for got, empty in zip(found, nothing, strict=True)]
         joined = np.concatenate(values) if values else np.empty((0, width), np.float32)
@@ -91,14 +91,10 @@ class Reference(TorchBackend):
         inputs = {"input_ids": self._row(pieces.ids[run])}
         if pieces.type_ids is not None:
             inputs["token_type_ids"] = self._row(pieces.type_ids[run])
-        out = self._model(**inputs)
-        if self._pooler is not None:
-            values = self._pooler(out.last_hidden_state, None)
-        elif "start_logits" in out:
-            values = torch.stack([out.start_logits, out.end_logits], -1)
-        else:
-            values = out.logits
-        return np.asarray(values.float().reshape(-1, values.shape[-1]).cpu().numpy(), np.float32)
+        if pieces.word is not None:
+            inputs["word"] = self._row(pieces.word[run])
+        values = self._answer(**inputs)
+        return np.asarray(values.reshape(-1, values.shape[-1]).cpu().numpy(), np.float32)
 
     def _row(self, ids: Any) -> Tensor:
         """[1, L] int64 on the device."""

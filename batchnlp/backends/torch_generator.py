@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 
+from batchnlp.backends.base import One
 from batchnlp.backends.canary import compare
 from batchnlp.backends.decoding import Chooser
 from batchnlp.backends.generation import Job, answer_limits
@@ -63,7 +64,7 @@ class TorchGenerator(TorchBackend):
 
     def forward(self, pieces: Pieces) -> Completions:
         """The answers to the pieces of one shard."""
-        return next(iter(self.run(_One(pieces))))[1]
+        return next(iter(self.run(One(pieces))))[1]
 
     def run(self, feed: Feed) -> Iterator[tuple[Any, Completions]]:
         """(key, answers) of each shard, in the order they get done."""
@@ -72,22 +73,6 @@ class TorchGenerator(TorchBackend):
     def _job(self, key: Any, pieces: Pieces) -> Job:
         limits = answer_limits(pieces, self.decoding, self._positions, seq2seq=self._seq2seq)
         return Job.of(key, pieces, limits, alike=not self.decoding.sample, prefix=not self._seq2seq)
-
-
-class _One:
-    """A feed of one shard."""
-
-    def __init__(self, pieces: Pieces) -> None:
-        self._work: list[Pieces] = [pieces]
-
-    @property
-    def ended(self) -> bool:
-        """Whether it was taken."""
-        return not self._work
-
-    def take(self, *, wait: bool) -> tuple[Any, Pieces] | None:
-        """The shard, once."""
-        return (None, self._work.pop()) if self._work else None
 
 
 def kv_tokens(model: Any, device: torch.device) -> int:

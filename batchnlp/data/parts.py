@@ -48,10 +48,14 @@ def ids_hash(ids: pa.Array | pa.ChunkedArray) -> int:
 
 def hash_each(ids: pa.Array | pa.ChunkedArray) -> list[int]:
     """A 64-bit hash of each id."""
-    return [
-        int.from_bytes(hashlib.blake2b(b"\0null" if v is None else v.encode(), digest_size=8).digest(), "big")
-        for v in ids.cast(pa.large_string()).to_pylist()
-    ]
+    return [NULL_ID if v is None else _hash(v.encode()) for v in ids.cast(pa.large_string()).to_pylist()]
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+NULL_ID = _hash(b"\0null")  # of a dead letter that has none
 
 
 def dead_table(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFile]) -> pa.Table:
@@ -62,10 +66,10 @@ def dead_table(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFil
     ids = docs.ids.cast(pa.string())
     rows = []
     for doc in sorted(first):
-        f, text = first[doc], docs.text_at(doc)
+        f, text, line = first[doc], docs.text_at(doc), docs.line(doc)
         rows.append({
             "id": ids[doc].as_py(), "file": files[docs.file[doc]].name, "row": int(docs.row[doc]),
-            "line": f.line if f.line > 0 else None, "stage": f.stage, "code": f.code, "message": f.message[:500],
+            "line": line if line > 0 else None, "stage": f.stage, "code": f.code, "message": f.message[:500],
             "attempts": f.attempts, "text_sha256": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
         })  # fmt: skip
     return pa.Table.from_pylist(rows, DEAD_SCHEMA)

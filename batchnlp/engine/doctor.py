@@ -27,8 +27,10 @@ from batchnlp.engine.equality import (
     allowed,
     compare,
     cosines,
+    deviations,
     distances,
     farthest,
+    largest,
     margin,
 )
 from batchnlp.engine.planner import SHARD_BYTES, Prepared, prepare
@@ -72,6 +74,9 @@ class _Answered:
 
 def examine(spec: JobSpec, rows: int = ROWS, listen: Listen = lambda text: None) -> Diagnosis:
     """Compare; nothing is written. Raises UsageError where the job could not be run, or the sample has no answer."""
+    if spec.engine.backend == "http":
+        hint = "name the same model without engine.backend=http, where its files are at hand"
+        raise UsageError("doctor compares with the model's own files, and a server does not give them", hint)
     return _Examination(prepare(_decided(spec)), rows, listen, sampled=spec.task.sample).run()
 
 
@@ -97,7 +102,7 @@ class _Examination:
     def __init__(self, prepared: Prepared, rows: int, listen: Listen, *, sampled: bool) -> None:
         self._prepared, self._listen = prepared, listen
         hardware = devices.probe_hardware()
-        self._resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware)
+        self._resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware, prepared.task.needs)
         _, self._threads = devices.share(hardware, self._resolved.device, prepared.spec.engine.replicas)
         self._docs = sample(prepared, rows)
         self._notes = ["sampling is off here: the draws are the rows' own, whatever the batch"] if sampled else []
@@ -174,21 +179,26 @@ class _Examination:
         if not both:
             return 0
         owners = _owners(encoded.pieces, raw)
-        rows = np.isin(owners, both)
-        values, wanted, coarse = (way.rounds[0][1].values[rows] for way in (mine, alone, rounded))
-        measure = self._vectors if raw.kind == "vectors" else self._outputs
-        moved = set(owners[rows][measure(values, wanted, coarse)].tolist())
+        raws = [way.rounds[0][1].values for way in (mine, alone, rounded)]
+        rows = np.isin(owners, both) & np.all([np.isfinite(values).all(1) for values in raws], axis=0)
+        values, wanted, coarse = (values[rows] for values in raws)
+        off = (
+            self._vectors(values, wanted, coarse)
+            if raw.kind == "vectors"
+            else self._outputs(raw.kind, values, wanted, coarse)
+        )
+        moved = set(owners[rows][off].tolist())
         self._columns(mine.table, alone.table, rounded.table, both, moved)
         if raw.executed == raw.tokens:
             self._notes.append("no sequence of the sample was padded; --rows more, for documents of different lengths")
         return len(both)
 
-    def _outputs(self, values: Float32, wanted: Float32, coarse: Float32) -> Any:
+    def _outputs(self, kind: str, values: Float32, wanted: Float32, coarse: Float32) -> Any:
         """[rows] whether a row is too far off."""
-        noise = None if self._exact else farthest(coarse, wanted)
-        limit = allowed(noise, max(1.0, float(np.abs(wanted).max())))
-        self._check("largest difference of model outputs", farthest(values, wanted), limit)
-        return np.abs(values - wanted).max(1) > limit
+        far, noise = deviations(kind, values, wanted), float(deviations(kind, coarse, wanted).max())
+        limit = allowed(None if self._exact else noise, largest(kind, wanted))
+        self._check("largest difference of model outputs", float(far.max()), limit)
+        return far > limit
 
     def _vectors(self, values: Float32, wanted: Float32, coarse: Float32) -> Any:
         """[rows] whether a vector is too far off."""

@@ -41,6 +41,20 @@ def allowed(noise: float | None, scale: float = 1.0) -> float:
     return EXACT * scale if noise is None else max(EXACT * scale, SLACK * noise)
 
 
+def deviations(kind: str, a: Float32, b: Float32) -> Any:
+    """[rows] how far two raw answers of a kind are apart, at the least where only labels and their probabilities are known."""
+    if kind != "token_scores":
+        return np.abs(a - b).max(1, initial=0.0)
+    by = np.abs(a[:, 1] - b[:, 1])
+    surest = np.maximum(a[:, 1], b[:, 1])  # another label has what is left, so this one led by so much
+    return np.where(a[:, 0] == b[:, 0], by, np.maximum(by, 2 * surest - 1))
+
+
+def largest(kind: str, values: Float32) -> float:
+    """The largest number that a raw answer of this kind has in it, 1 at the least."""
+    return 1.0 if kind == "token_scores" else max(1.0, float(np.abs(values).max(initial=0.0)))
+
+
 def farthest(a: Float32, b: Float32) -> float:
     """The largest difference of two arrays."""
     return float(np.abs(a - b).max(initial=0.0))

@@ -131,7 +131,7 @@ class Worker:
         self._schema = setup.plan.schema
         self._files = setup.plan.files
         spec = setup.spec
-        self._task = task = registry.load(registry.TASKS, spec.task.kind)(setup.model, spec.task)
+        self._task = task = registry.task(setup.model, spec.task)
         self._source = Source(
             spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
         )

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from decimal import Decimal
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -102,6 +103,9 @@ BELONGS: dict[str, tuple[str, ...]] = {  # key of the task section → the tasks
     "threshold": ("classify", "zero-shot"),
     "scores": ("classify", "zero-shot"),
     "normalize": ("embed", "zero-shot"),
+    "aggregation": ("ner",),
+    "question": ("qa",),
+    "question_column": ("qa",),
     "system": ("chat",),
     "source_language": ("translate",),
     "target_language": ("translate",),
@@ -117,7 +121,7 @@ BELONGS: dict[str, tuple[str, ...]] = {  # key of the task section → the tasks
 class TaskSpec(Section):
     """What the model is to do with each document."""
 
-    kind: Literal["classify", "zero-shot", "embed", "summarize", "translate", "generate", "chat"] = Field(
+    kind: Literal["classify", "zero-shot", "ner", "qa", "embed", "summarize", "translate", "generate", "chat"] = Field(
         description="The task."
     )
     model: str = Field(description="A hub name, a directory, or package:NAME for a model shipped as a Python package.")
@@ -147,6 +151,11 @@ class TaskSpec(Section):
         "a jinja2 template, {{ text }} is the document, other names are columns of the source.",
     )
     normalize: bool | None = Field(None, description="embed: unit length; read from the model without it.")
+    aggregation: Literal["simple", "first", "average", "max"] = Field(
+        "simple", description="ner: labels of tokens, or of words: its first token's, the mean's, the surest's."
+    )
+    question: str | None = Field(None, description="qa: the question that is asked of every document.")
+    question_column: str | None = Field(None, description="qa: the column with a question for each document.")
     system: str | None = Field(None, description="chat: the system prompt, where a row brings none.")
     source_language: str | None = Field(None, description="translate: the documents' language, as the model names it.")
     target_language: str | None = Field(None, description="translate: the language to translate into.")
@@ -178,11 +187,21 @@ class TaskSpec(Section):
             field = type(self).model_fields[key]
             if self.kind not in kinds and getattr(self, key) != field.get_default(call_default_factory=True):
                 raise ValueError(f"task.{key} belongs to {' and '.join(kinds)}, not to {self.kind}")
+        if self.kind == "qa":
+            self._check_question()
         if self.template is not None and "{}" not in self.template:
             raise ValueError("task.template needs a {} where the label goes")
         if self.kind in ANSWERS:
             self._check_answers()
         return self
+
+    def _check_question(self) -> None:
+        if not self.question and not self.question_column:
+            raise ValueError("task.question is needed for qa, or task.question_column for a question in each row")
+        if self.question is not None and self.question_column is not None:
+            raise ValueError("task.question and task.question_column are both given; leave one out")
+        if self.question is not None and not self.question.strip():
+            raise ValueError("task.question is blank; ask something, or name task.question_column")
 
     def _check_answers(self) -> None:
         if self.on_long == "window" and self.kind in ("generate", "chat"):
@@ -210,10 +229,53 @@ class EngineSpec(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it."
     )
-    backend: Literal["auto", "torch"] = Field("auto", description="What runs the model.")
+    backend: Literal["auto", "torch", "openvino", "vllm", "http"] = Field(
+        "auto", description="What runs the model; auto: OpenVINO for encoders on a CPU, where installed, else torch."
+    )
+    url: str | None = Field(None, description="http: base of an OpenAI-compatible API, as http://localhost:8000/v1.")
+    api_key_env: str | None = Field(
+        None, description="http: the environment variable with the API key, never the key itself; no key without it."
+    )
     tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Padded tokens in a batch; a longer document is a batch of its own."
     )
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _check_key(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):  # it may be the key: never show it
+            raise ValueError("engine.api_key_env names an environment variable, as OPENAI_API_KEY; it is not the key")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            raise ValueError("engine.url is no address; write it as https://host/v1") from None
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("engine.url is a plain base, as https://host/v1; a key goes by engine.api_key_env")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("engine.url is no http:// or https:// address; write it as https://host/v1")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineSpec:
+        served = self.backend == "http"
+        if served and self.url is None:
+            raise ValueError("engine.url is needed for engine.backend=http: a base as http://localhost:8000/v1")
+        idle = dict.fromkeys(("device", "dtype", "tokens_per_batch"), "means nothing to a server")
+        if not served:
+            idle = dict.fromkeys(("url", "api_key_env"), "belongs to engine.backend=http")
+        if self.backend == "vllm":
+            idle["tokens_per_batch"] = "means nothing to vLLM, which makes its own batches"
+        for key, why in idle.items():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"engine.{key} {why}; leave it out")
+        return self
 
 
 class OutputSpec(Section):
@@ -241,11 +303,11 @@ class LimitsSpec(Section):
     max_failed: int | str = Field("1%", description="Dead letters from which the run counts as failed: 100, or 0.1%.")
     grace_seconds: float = Field(30.0, ge=0, description="After a signal: time for shards under way to finish.")
 
-    @field_validator("max_failed")
+    @field_validator("max_failed", mode="before")
     @classmethod
-    def _check(cls, value: int | str) -> int | str:
-        if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?%?", value):
-            raise ValueError("limits.max_failed is a count (100) or a share (0.1%)")
+    def _check(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not re.fullmatch(r"\d+|\d+(\.\d+)?%", str(value)):
+            raise ValueError(f"limits.max_failed is a count (100) or a share (0.1%), not {value!r}")
         return value
 
     def failed_allowed(self, rows: int) -> int:

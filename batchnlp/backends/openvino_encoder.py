@@ -1,0 +1,113 @@
+"""Encoders on OpenVINO: the torch model, pooling included, converted in memory; for CPUs, where its fused kernels are
+ahead of eager torch.
+
+Everything but the call is the torch encoder's: batches, halving, order. As many streams as threads, one core each, so that
+no batch waits for the slowest of several cores; one more batch is ready, so that no stream waits for Python.
+
+A model that cannot be converted, or answers otherwise than torch does on a canary, is run on torch, and `note` says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from batchnlp.backends.canary import check_close
+from batchnlp.backends.torch_encoder import TorchEncoder, _Flight
+from batchnlp.errors import MissingExtraError
+from batchnlp.types import Batch, Decoding, ModelFiles, Pieces, Resolved
+
+CANARY = (3, 17, 40)  # lengths of the sequences that the two are compared on, in one padded batch
+
+
+def make(
+    model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None
+) -> TorchEncoder:
+    """The encoder on OpenVINO; where it does not do this model justice, on torch."""
+    openvino = _library()
+    try:
+        return OpenVinoEncoder(openvino, model, resolved, kind, threads)
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong with the canary, torch is right
+        encoder = TorchEncoder(model, resolved, kind, threads)
+        encoder.note = f"on torch, because OpenVINO does not run this model: {error}"[:200]
+        return encoder
+
+
+def _library() -> Any:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report usage over the network
+    try:
+        import openvino
+    except ImportError:
+        raise MissingExtraError.of("openvino", "openvino") from None
+    return openvino
+
+
+class OpenVinoEncoder(TorchEncoder):
+    """One model on the CPU, in one stream a thread."""
+
+    def __init__(self, openvino: Any, model: ModelFiles, resolved: Resolved, kind: str, threads: int) -> None:
+        super().__init__(model, resolved, kind, threads, dtype="float32")
+        self._openvino = openvino
+        self._typed = "token_type_ids" in inspect.signature(self._model.forward).parameters
+        example = self._canary()
+        with torch.inference_mode():
+            wanted = self._answer(**example)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # of tracing, about shapes that it takes for constants: the canary has others
+            converted = openvino.convert_model(self._answer, example_input={k: v[:2, :9] for k, v in example.items()})
+        compiled = openvino.Core().compile_model(converted, "CPU", {
+            "INFERENCE_PRECISION_HINT": "bf16" if resolved.dtype == "bfloat16" else "f32",
+            "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "EXECUTION_MODE_HINT": "PERFORMANCE",
+            "ENABLE_CPU_PINNING": False,  # the replicas of a machine would all be pinned to the same cores
+        })  # fmt: skip
+        self._names = [next(name for name in example if name in port.get_names()) for port in compiled.inputs]
+        self._ahead = threads
+        self._idle = [compiled.create_infer_request() for _ in range(threads + 1)]
+        got = self._start(Batch(np.arange(len(CANARY)), max(CANARY)), example)
+        got.wait()
+        check_close(got.host, wanted, resolved.dtype)
+        self._model = self._answer.model = None  # OpenVINO has the weights
+
+    def _canary(self) -> dict[str, torch.Tensor]:
+        lengths = torch.tensor(CANARY)
+        mask = (torch.arange(max(CANARY)) < lengths[:, None]).long()
+        generator = torch.Generator().manual_seed(5)
+        ids = torch.randint(self._model.config.vocab_size, mask.shape, generator=generator)
+        return self._complete({"input_ids": ids.where(mask.bool(), self._pad), "attention_mask": mask})
+
+    def _complete(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The graph has no optional inputs."""
+        ids = inputs["input_ids"]
+        inputs.setdefault("attention_mask", torch.ones_like(ids))
+        if self._typed:
+            inputs.setdefault("token_type_ids", torch.zeros_like(ids))
+        return inputs
+
+    def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
+        return self._start(batch, self._complete(self._inputs(pieces, batch, lengths)))
+
+    def _start(self, batch: Batch, inputs: dict[str, torch.Tensor]) -> _Flight:
+        request = self._idle[-1]
+        host = torch.empty(len(batch.index), self.width)
+        tensor = self._openvino.Tensor
+        arrays = {name: inputs[name].numpy() for name in self._names}
+        request.set_tensors({name: tensor(array, shared_memory=True) for name, array in arrays.items()})
+        request.set_output_tensor(tensor(host.numpy(), shared_memory=True))
+        request.start_async()
+        self._idle.remove(request)
+
+        def wait() -> None:
+            try:
+                request.wait()
+            finally:
+                self._idle.append(request)
+                arrays.clear()  # they had to live until now
+
+        return _Flight(batch, host, wait)

@@ -1,0 +1,142 @@
+"""The encoder on OpenVINO answers as the one on torch does, and steps aside where it cannot."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import commands
+import numpy as np
+import pyarrow as pa
+import pytest
+import tiny
+
+from batchnlp.backends import canary, openvino_encoder
+from batchnlp.backends.device import Hardware, resolve, resume
+from batchnlp.backends.model_files import resolve_model
+from batchnlp.backends.openvino_encoder import OpenVinoEncoder
+from batchnlp.backends.torch_encoder import TorchEncoder
+from batchnlp.errors import MissingExtraError, UsageError
+from batchnlp.job.spec import EngineSpec, TaskSpec
+from batchnlp.tasks.classify import Classify
+from batchnlp.tasks.embed import Embed
+from batchnlp.tasks.zero_shot import make as zero_shot
+from batchnlp.types import Docs, Encoded, Resolved
+
+TEXTS = tiny.texts(40, longest=70)
+CPU = Hardware(2, 0, "", 0, False)
+
+
+def encode(kind: str, path: str, **more: object) -> Encoded:
+    task = {"classify": Classify, "embed": Embed, "zero-shot": zero_shot}[kind]
+    spec = TaskSpec.model_validate({"kind": kind, "model": path, **more})
+    return task(resolve_model(path, None), spec).encode(Docs.of(pa.array(TEXTS, pa.large_string())))  # type: ignore[operator]
+
+
+def both(path: str, kind: str, dtype: str = "float32", budget: int = 300) -> tuple[TorchEncoder, TorchEncoder]:
+    model, resolved = resolve_model(path, None), Resolved("cpu", dtype, "openvino", budget, "")
+    encoder = openvino_encoder.make(model, resolved, kind, 2)
+    assert isinstance(encoder, OpenVinoEncoder), encoder.note
+    return encoder, TorchEncoder(model, resolved, kind, 2)
+
+
+def test_scores_are_those_of_torch(classifier: str) -> None:
+    pieces = encode("classify", classifier).pieces
+    ours, theirs = both(classifier, "scores")
+    got, wanted = ours.forward(pieces), theirs.forward(pieces)
+    np.testing.assert_allclose(got.values, wanted.values, atol=1e-5)
+    assert (got.tokens, got.executed) == (wanted.tokens, wanted.executed)
+
+
+def test_pairs_keep_their_segments(nli: str) -> None:
+    pieces = encode("zero-shot", nli, labels=["sport", "law"]).pieces
+    assert pieces.type_ids is not None
+    ours, theirs = both(nli, "scores")
+    np.testing.assert_allclose(ours.forward(pieces).values, theirs.forward(pieces).values, atol=1e-5)
+
+
+@pytest.mark.parametrize(("modes", "dense"), [(("mean",), 0), (("cls", "max"), 8), (("last",), 0)])
+def test_vectors_are_those_of_torch_pooling_and_dense_layers_included(
+    modes: tuple[str, ...], dense: int, tmp_path: Path
+) -> None:
+    path = tiny.save_encoder(tmp_path / "encoder", modes, dense)
+    pieces = encode("embed", path).pieces
+    ours, theirs = both(path, "vectors")
+    np.testing.assert_allclose(ours.forward(pieces).values, theirs.forward(pieces).values, atol=1e-5)
+
+
+def test_bfloat16_is_near(encoder: str) -> None:
+    pieces = encode("embed", encoder).pieces
+    ours, theirs = both(encoder, "vectors", "bfloat16")
+    got, wanted = ours.forward(pieces).values, theirs.forward(pieces).values
+    cosines = (got * wanted).sum(1) / np.linalg.norm(got, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert cosines.min() > 0.99
+
+
+def test_a_batch_that_fails_is_halved_to_the_one_document(classifier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = encode("classify", classifier).pieces
+    ours, theirs = both(classifier, "scores")
+    start, poison = ours._start, int(pieces.ids[pieces.starts[17] + 1 : pieces.starts[18] - 1].max())  # type: ignore[attr-defined]
+    docs = {
+        int(pieces.doc[i]) for i in range(len(pieces)) if poison in pieces.ids[pieces.starts[i] : pieces.starts[i + 1]]
+    }
+
+    def broken(batch: object, inputs: dict[str, object]) -> object:
+        if (inputs["input_ids"] == poison).any():  # type: ignore[attr-defined]
+            raise RuntimeError("a kernel fails")
+        return start(batch, inputs)
+
+    monkeypatch.setattr(ours, "_start", broken)
+    raw, wanted = ours.forward(pieces), theirs.forward(pieces)
+    assert {failure.doc for failure in raw.failures} == docs
+    good = ~np.isnan(raw.values[:, 0])
+    np.testing.assert_allclose(raw.values[good], wanted.values[good], atol=1e-5)
+
+
+def test_a_model_that_differs_is_run_on_torch_and_the_note_says_so(
+    classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(canary.TOLERANCE, "float32", -1.0)
+    resolved = Resolved("cpu", "float32", "openvino", 300, "")
+    encoder = openvino_encoder.make(resolve_model(classifier, None), resolved, "scores", 2)
+    assert type(encoder) is TorchEncoder
+    assert "on torch, because" in encoder.note
+    assert "standard deviations" in encoder.note
+
+
+def test_auto_takes_it_for_encoders_on_a_cpu_where_it_is_installed(
+    classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = resolve_model(classifier, None)
+    assert resolve(EngineSpec(), model, CPU, "scores").backend == "openvino"
+    assert resolve(EngineSpec(), model, CPU, "completions").backend == "torch"
+    assert resolve(EngineSpec(backend="torch"), model, CPU, "scores").backend == "torch"
+    begun = resolve(EngineSpec(), model, CPU, "scores")
+    monkeypatch.setattr("batchnlp.backends.device.find_spec", lambda name: None)
+    assert resolve(EngineSpec(), model, CPU, "scores").backend == "torch"
+    assert resume(begun, EngineSpec(), model, CPU, "scores").backend == "torch", "it is not there any more"
+    with pytest.raises(MissingExtraError, match=r"pip install 'batchnlp\[openvino\]'"):
+        resolve(EngineSpec(backend="openvino"), model, CPU, "scores")
+
+
+def test_it_is_no_backend_for_a_gpu(classifier: str) -> None:
+    hardware = Hardware(2, 1, "GPU", 80 << 30, True)
+    with pytest.raises(UsageError, match=r"openvino computes on the CPU.*engine\.device=cpu"):
+        resolve(EngineSpec(backend="openvino"), resolve_model(classifier, None), hardware, "scores")
+
+
+def test_nothing_of_its_usage_is_reported(classifier: str) -> None:
+    both(classifier, "scores")
+    assert sys.modules["openvino_telemetry"] is None
+
+
+def test_a_job_that_says_nothing_runs_on_it(corpus: commands.Corpus, tmp_path: Path, classifier: str) -> None:
+    source = corpus()
+    rows = {}
+    for backend in ("auto", "torch"):
+        setting = f"engine.backend={backend}"
+        result = commands.classify(source, out := tmp_path / backend, classifier, "--set", setting, "--json")
+        rows[backend] = [row | {"score": pytest.approx(row["score"], abs=1e-5)} for row in commands.rows_of(out)]
+        wanted = {"auto": "openvino"}.get(backend, backend)
+        assert commands.last_json(result)["resolved"]["backend"] == wanted
+    assert rows["auto"] == commands.rows_of(tmp_path / "torch")
