@@ -47,9 +47,10 @@ class Layer:
 
 
 _layers: dict[Any, Layer] = {}  # attention module → what was seen of it, of the model that is being traced
+_refused: list[str] = []  # what it does that cannot be: the tracer turns exceptions into others
 
 
-@torch.library.custom_op("batchnlp::paged", mutates_args=())
+@torch.library.custom_op("batchnlp::paged", mutates_args=())  # type: ignore[untyped-decorator]
 def _mark(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
     """Where paged attention goes: [T, H*D], [T, K*D], [T, K*D] → [T, H*D]."""
     return query.clone()
@@ -62,7 +63,8 @@ def attend(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """query [1, H, T, D], key and value [1, K, T, D] → [1, T, H, D]."""
     if mask is not None or position_bias is not None or softcap or s_aux is not None:
-        raise Unsupported("it masks, caps, biases or sinks its attention in a way of its own")
+        _refused.append("it masks, caps, biases or sinks its attention in a way of its own")
+        raise Unsupported(_refused[-1])
     heads, size = query.shape[1], query.shape[3]
     _layers[module] = Layer(heads, key.shape[1], size, scaling or size**-0.5, sliding_window or 0)
     flat = (x.transpose(1, 2).reshape(-1, x.shape[1] * x.shape[3]) for x in (query, key, value))
@@ -70,18 +72,21 @@ def attend(
 
 
 class PagedModel:
-    """The model, called with packed tokens; `positions` there is memory for."""
+    """The model, called with packed tokens; a `PackedModel`. There is room for `rows` of `positions` in all."""
 
     seq2seq = False
     device = torch.device("cpu")
 
-    def __init__(self, openvino: Any, model: Any, dtype: str, threads: int, positions: int) -> None:
+    def __init__(self, openvino: Any, model: Any, dtype: str, threads: int, rows: int, positions: int) -> None:
         self.model, self._openvino = model, openvino
         self.dtype = getattr(torch, dtype)
         self._plain = model.config._attn_implementation
         AttentionInterface.register(NAME, attend)
         model.set_attn_implementation(NAME)
-        if model.config._attn_implementation != NAME or "position_ids" not in inspect.signature(model.forward).parameters:
+        if (
+            model.config._attn_implementation != NAME
+            or "position_ids" not in inspect.signature(model.forward).parameters
+        ):
             raise Unsupported("its attention cannot be replaced")
         precision = "bf16" if dtype == "bfloat16" else "f32"
         compiled = openvino.Core().compile_model(_converted(openvino, model), "CPU", {
@@ -91,7 +96,7 @@ class PagedModel:
         self._request = compiled.create_infer_request()
         caches = [port for port in compiled.inputs if "_cache." in port.get_any_name()]
         self._block = caches[0].get_partial_shape()[2].get_length()
-        self._blocks = -(-positions // self._block)
+        self._blocks = -(-positions // self._block) + rows  # the last block of each is not full
         self._caches = [self._allocated(port) for port in caches]
         self.clear()
 
@@ -159,7 +164,9 @@ class PagedModel:
         self._prefix_length = 0
 
     def reserve(self, slots: int, length: int, source_length: int = 0) -> None:
-        """Room for so many rows; blocks are handed out as they are needed."""
+        """No rows beyond these slots; blocks are handed out as they are needed."""
+        for table in self._tables[slots:]:
+            self._release(table)
         self._tables += [[] for _ in range(slots - len(self._tables))]
 
     def move(self, source: int, target: int, length: int, source_length: int = 0) -> None:
@@ -225,12 +232,18 @@ def _converted(openvino: Any, model: Any) -> Any:
     from openvino.frontend.pytorch import ConversionExtension
 
     _layers.clear()
+    _refused.clear()
     example = {"input_ids": torch.arange(5), "position_ids": torch.arange(5), "keep": torch.tensor([4])}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing, about shapes that it takes for constants: the canary has others
-        graph = openvino.convert_model(
-            _Traced(model), example_input=example, extension=[ConversionExtension("batchnlp::paged", _marked)]
-        )
+        try:
+            graph = openvino.convert_model(
+                _Traced(model), example_input=example, extension=[ConversionExtension("batchnlp::paged", _marked)]
+            )
+        except Exception as error:
+            if _refused:
+                raise Unsupported(_refused[0]) from error
+            raise
     _page(openvino, graph)
     return graph
 
@@ -252,9 +265,7 @@ def _page(openvino: Any, graph: Any) -> None:
     from openvino import opset13 as op
 
     i32 = openvino.Type.i32
-    parameters = {
-        name: op.parameter([] if name == "max_context_len" else [-1], i32, name=name) for name in INPUTS
-    }
+    parameters = {name: op.parameter([] if name == "max_context_len" else [-1], i32, name=name) for name in INPUTS}
     nodes = {node.get_friendly_name(): node for node in graph.get_ops()}
     caches = []
     for i, layer in enumerate(_layers.values()):
