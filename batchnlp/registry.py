@@ -32,7 +32,9 @@ BACKENDS = {  # by the kind of raw answer
         "scores": ENCODER, "vectors": ENCODER, "token_scores": ENCODER, "span_scores": ENCODER,
         "completions": GENERATOR,
     },
-    "openvino": {"scores": OPENVINO, "vectors": OPENVINO},
+    "openvino": {
+        "scores": OPENVINO, "vectors": OPENVINO, "completions": "batchnlp.backends.openvino_generator:make",
+    },
     "vllm": {"completions": "batchnlp.backends.vllm_generator:VllmGenerator"},
     "http": {"replies": "batchnlp.backends.http:HttpBackend"},
 }  # fmt: skip

@@ -109,7 +109,6 @@ def test_auto_takes_it_for_encoders_on_a_cpu_where_it_is_installed(
 ) -> None:
     model = resolve_model(classifier, None)
     assert resolve(EngineSpec(), model, CPU, "scores").backend == "openvino"
-    assert resolve(EngineSpec(), model, CPU, "completions").backend == "torch"
     assert resolve(EngineSpec(backend="torch"), model, CPU, "scores").backend == "torch"
     begun = resolve(EngineSpec(), model, CPU, "scores")
     monkeypatch.setattr("batchnlp.backends.device.find_spec", lambda name: None)

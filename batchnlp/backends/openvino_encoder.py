@@ -10,7 +10,6 @@ A model that cannot be converted, or answers otherwise than torch does on a cana
 from __future__ import annotations
 
 import inspect
-import sys
 import warnings
 from typing import Any
 
@@ -18,8 +17,9 @@ import numpy as np
 import torch
 
 from batchnlp.backends.canary import check_close
+from batchnlp.backends.openvino_library import load_openvino, reason
+from batchnlp.backends.packed_attention import Unsupported
 from batchnlp.backends.torch_encoder import TorchEncoder, _Flight
-from batchnlp.errors import MissingExtraError
 from batchnlp.types import Batch, Decoding, ModelFiles, Pieces, Resolved
 
 CANARY = (3, 17, 40)  # lengths of the sequences that the two are compared on, in one padded batch
@@ -29,22 +29,14 @@ def make(
     model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None
 ) -> TorchEncoder:
     """The encoder on OpenVINO; where it does not do this model justice, on torch."""
-    openvino = _library()
+    openvino = load_openvino()
     try:
         return OpenVinoEncoder(openvino, model, resolved, kind, threads)
     except Exception as error:  # noqa: BLE001 - whatever goes wrong with the canary, torch is right
-        encoder = TorchEncoder(model, resolved, kind, threads)
-        encoder.note = f"on torch, because OpenVINO does not run this model: {error}"[:200]
-        return encoder
-
-
-def _library() -> Any:
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report usage over the network
-    try:
-        import openvino
-    except ImportError:
-        raise MissingExtraError.of("openvino", "openvino") from None
-    return openvino
+        why = str(error) if isinstance(error, Unsupported) else reason(error)
+    encoder = TorchEncoder(model, resolved, kind, threads)
+    encoder.note = f"on torch, because OpenVINO does not run this model: {why}"
+    return encoder
 
 
 class OpenVinoEncoder(TorchEncoder):
