@@ -54,7 +54,7 @@ def job(docs: Path, out: Path, model: str, runner: str = "inline", **engine: Any
     return {
         "source": {"path": str(docs), "id": "doc_id", "rows_per_shard": PER_SHARD},
         "task": {"kind": "classify", "model": model, "scores": True},
-        "engine": {"runner": runner, "dtype": "float32", "device": "cpu", **engine},
+        "engine": {"runner": runner, "dtype": "float32", "device": "cpu", "backend": "torch", **engine},
         "output": {"path": str(out)},
     }
 
