@@ -225,13 +225,21 @@ class Answer(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by
         word: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """All inputs [B, L]."""
+        return self.reduced(self.whole(input_ids, attention_mask, token_type_ids), word)
+
+    def whole(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """What the model says, of every label for every token where it judges tokens."""
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         out = self.model(input_ids=input_ids, attention_mask=attention_mask, **more)
         if self.pooler is not None:
             return self.pooler(out.last_hidden_state, attention_mask)
-        if self.kind == "span_scores":
-            return borders(out)
-        return best_labels(out.logits, word) if self.kind == "token_scores" else out.logits.float()
+        return borders(out) if self.kind == "span_scores" else out.logits.float()
+
+    def reduced(self, whole: Tensor, word: Tensor | None) -> Tensor:
+        """What of it leaves the device."""
+        return best_labels(whole, word) if self.kind == "token_scores" else whole
 
 
 class Pooler(torch.nn.Module):  # type: ignore[misc]
