@@ -208,13 +208,13 @@ class Ledger:
             self.store.remove(SUCCESS)
         self.store.remove(f"{self.control}/manifest.json")
 
-    def manifest(self) -> dict[str, Any] | None:
-        """manifest.json, or None while the run is not complete."""
-        hint = "remove it and run the job again; it is written anew"
-        tree = _read_tree(self.store, f"{self.control}/manifest.json", hint)
+    def manifest(self, name: str = "") -> dict[str, Any] | None:
+        """manifest.json (or an older one of that name), or None while the run is not complete."""
+        name, hint = name or f"{self.control}/manifest.json", "remove it and run the job again; it is written anew"
+        tree = _read_tree(self.store, name, hint)
         if tree is None:
             return None
-        with _damaged(self.store.path(f"{self.control}/manifest.json"), hint):
+        with _damaged(self.store.path(name), hint):
             sums_ = {key: int(tree[key]) for key in ("rows", "ok", "dead")}
             return {**tree, **sums_, "success": bool(tree["success"]), "files": [dict(f) for f in tree["files"]]}
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from batchnlp.errors import SpecError
-from batchnlp.job.spec import JobSpec
+from batchnlp.job.spec import JobSpec, SinkSpec
+from batchnlp.job.statement import StatementSpec
 from batchnlp.types import nearest
 
 ENV_PREFIX = "BATCHNLP_"
@@ -79,15 +80,31 @@ def build_spec(
         _put(merged, dotted, value)
     for dotted, value in (flags or {}).items():
         _put(merged, dotted, value)
+    _put_settings(merged, settings)
+    try:
+        return JobSpec.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, where, JobSpec) from None
+
+
+def build_target(kind: str, settings: Iterable[str]) -> SinkSpec | StatementSpec:
+    """Where `batchnlp load` is to load to: a section of the job, made from flags alone."""
+    tree: dict[str, Any] = {"kind": kind}
+    _put_settings(tree, settings)
+    statement = kind in get_args(StatementSpec.model_fields["kind"].annotation)
+    model: type[SinkSpec | StatementSpec] = StatementSpec if statement else SinkSpec
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, "the command line", model) from None
+
+
+def _put_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
             raise SpecError(f"--set {setting} has no '='", "write --set engine.dtype=float32")
-        _put(merged, key.strip(), parse_yaml(value, f"--set {key}"))
-    try:
-        return JobSpec.model_validate(merged)
-    except ValidationError as error:
-        raise _explain(error, where) from None
+        _put(tree, key.strip(), parse_yaml(value, f"--set {key}"))
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +142,11 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
 
 def known_keys() -> list[str]:
     """Every key of a job, dotted."""
-    return [key for name, field in JobSpec.model_fields.items() for key in _keys_of(name, field.annotation)]
+    return _keys(JobSpec)
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [key for name, field in model.model_fields.items() for key in _keys_of(name, field.annotation)]
 
 
 def _keys_of(name: str, annotation: Any) -> list[str]:
@@ -134,22 +155,26 @@ def _keys_of(name: str, annotation: Any) -> list[str]:
     return [name]
 
 
-def _place(loc: tuple[int | str, ...]) -> str:
+def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The key an error is about. What follows it in pydantic's path are members of unions and positions in lists."""
-    section = JobSpec.model_fields.get(str(loc[0])) if loc else None
+    if loc[:1] == ("sinks",) and len(loc) > 2:  # of which there may be several
+        return f"sinks.{loc[2]}"
+    section = model.model_fields.get(str(loc[0])) if loc else None
     depth = 2 if section is not None and _keys_of("", section.annotation) != [""] else 1
     return ".".join(str(part) for part in loc[:depth])
 
 
-def _explain(error: ValidationError, where: str) -> SpecError:
+def _explain(error: ValidationError, where: str, model: type[BaseModel]) -> SpecError:
     """The first thing wrong, in one line; further ones are counted."""
-    problems = error.errors()
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] == "missing")  # a misspelt key explains it
     first = problems[0]
-    places = [_place(problem["loc"]) for problem in problems]
+    places = [_place(problem["loc"], model) for problem in problems]
     key, others = places[0], len(set(places)) - 1
     more = f"; and {others} more" if others else ""
     if first["type"] == "extra_forbidden":
-        keys = known_keys()
+        keys = _keys(model)
+        if key.startswith("sinks."):
+            keys = [f"sinks.{name}" for name in SinkSpec.model_fields]
         sections = sorted({k.split(".")[0] for k in keys})
         near = nearest(key, keys + sections) or next((k for k in keys if k.endswith("." + key.split(".")[-1])), "")
         return SpecError(
@@ -158,6 +183,6 @@ def _explain(error: ValidationError, where: str) -> SpecError:
     if first["type"] == "missing":
         return SpecError(f"{where}: {key} is missing{more}", f"add {key}, or --set {key}=...")
     message = first["msg"].removeprefix("Value error, ")
-    if not key or message.startswith(key):
+    if not key or message.startswith(key) or first["type"] == "value_error":  # our own say what they found
         return SpecError(f"{where}: {message}{more}")
     return SpecError(f"{where}: {key}: {message}, not {first['input']!r}"[:500] + more)

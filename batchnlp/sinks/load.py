@@ -1,0 +1,173 @@
+"""Load what a warehouse lacks of an output's finished runs.
+
+What is loaded is decided by the manifests on one side and by the warehouse's own account on the other, so the same
+command can be given at any time, and after any crash. Runs that were appended are loaded one after the other; with
+`replace_partition` all of them together, because one would take the other's rows away.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnlp import registry
+from batchnlp.data.results import Finished, batches, finished
+from batchnlp.data.store import explain_full
+from batchnlp.errors import CorruptError, SinkError, SpecError
+from batchnlp.job.spec import SinkSpec
+from batchnlp.sinks.base import Held, Load, Sink
+from batchnlp.sinks.columns import fit, fit_schema
+from batchnlp.sinks.shapes import Shape, shapes
+from batchnlp.types import PartFile
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What a sink did. Filled by `load`."""
+
+    kind: str
+    table: str
+    runs: list[str] = field(default_factory=list)  # that the table did not hold before
+    rows: int = 0  # documents loaded now
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Files that go into a table together."""
+
+    runs: list[Finished]
+    files: list[tuple[Finished, tuple[PartFile, ...]]]
+    partition_by: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for _, files in self.files for file in files)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return pa.unify_schemas([run.schema for run in self.runs])
+
+
+def load(root: str, spec: SinkSpec) -> Loaded:
+    """Load the output `root`. Raises OutputError where it is not finished, SinkError where the warehouse refuses."""
+    began, runs = time.monotonic(), finished(root)
+    for run in runs:
+        check(spec, run.schema, run.partition_by)
+    sink: Sink = make(spec)
+    loaded = Loaded(spec.kind, spec.table)
+    problems: list[CorruptError] = []
+    try:
+        with closing(sink), explain_full(spec.database):
+            sink.start()
+            for unit, shape in _missing(sink, spec, runs):
+                sink.write(_load(sink, spec, unit, shape, problems))
+                if shape.main:
+                    loaded.rows += unit.rows
+                    loaded.runs += [run.run for run in unit.runs]
+            sink.finalize()
+    except (*sink.errors, OSError) as error:
+        if problems:  # the driver only passes on what it was told
+            raise problems[0] from None
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise SinkError(f"{spec.kind}, table {spec.table}: {what}", "the same command loads what is missing") from error
+    loaded.seconds = round(time.monotonic() - began, 3)
+    return loaded
+
+
+def make(spec: SinkSpec) -> Sink:
+    """The sink, with its driver imported; MissingExtraError where that is not installed."""
+    sink: Sink = registry.load(registry.SINKS, spec.kind)(spec)
+    return sink
+
+
+def check(spec: SinkSpec, schema: pa.Schema, partition_by: Sequence[str]) -> None:
+    """Refuse what cannot work, before anything is computed or loaded. Imports the driver, connects to nothing."""
+    make(spec)
+    columns = _partition_by(spec, partition_by)
+    if spec.mode == "replace_partition" and not columns and spec.partition_by is None:
+        hint = "name them in sinks.partition_by or output.partition_by; [] there means the whole table"
+        raise SpecError("sinks.write: replace_partition needs partition columns", hint)
+    shapes(spec, schema, columns)
+
+
+def _partition_by(spec: SinkSpec, output: Sequence[str]) -> tuple[str, ...]:
+    return tuple(output if spec.partition_by is None else spec.partition_by)
+
+
+def _missing(sink: Sink, spec: SinkSpec, runs: list[Finished]) -> Iterator[tuple[_Unit, Shape]]:
+    """What is to be written, in order: tables of unnested columns before the main one."""
+    newest = runs[-1]
+    partition_by = _partition_by(spec, newest.partition_by)
+    for shape in shapes(spec, newest.schema, partition_by):
+        held = sink.held(shape.table, [(run.job, run.run) for run in runs])
+        for some in _units(spec, runs, held):
+            unit = _Unit(some, [(run, _files(spec, run, held)) for run in some], partition_by)
+            own = next(s for s in shapes(spec, unit.schema, partition_by) if s.table == shape.table)
+            yield unit, own
+
+
+def _units(spec: SinkSpec, runs: list[Finished], held: Held) -> list[list[Finished]]:
+    lacking = [run for run in runs if held.get((run.job, run.run), -1) < run.generation]
+    if spec.mode == "replace_partition":
+        return [runs] if lacking else []
+    return [[run] for run in lacking]
+
+
+def _files(spec: SinkSpec, run: Finished, held: Held) -> tuple[PartFile, ...]:
+    return run.files if spec.mode == "replace_partition" else run.since(held.get((run.job, run.run)))
+
+
+def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[CorruptError]) -> Load:
+    paths = [path for run, files in unit.files for path in run.paths(files)]
+    whole = unit.schema
+    schema = fit_schema(shape.schema, sink.types)
+    mode = "append" if spec.mode == "append" else "upsert" if spec.mode == "upsert" and shape.main else "replace"
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in batches(paths, whole, shape.columns):
+                yield fit(shape.make(batch), schema, sink.types)
+        except (OSError, pa.ArrowException) as error:
+            root = unit.runs[0].ledger.store.root
+            problem = CorruptError(f"a part of {root} is damaged: {error}", f"batchnlp verify {root} tells which")
+            problems.append(problem)
+            raise problem from None
+
+    gone = _gone(spec, unit, paths, whole)
+    fitted = fit_schema(gone.schema, sink.types)
+    gone = pa.Table.from_batches([fit(batch, fitted, sink.types) for batch in gone.to_batches()], fitted)
+    about = {(run.job, run.run): run.generation for run in unit.runs}
+    partition_by = tuple(name for name in unit.partition_by if name in schema.names)
+    return Load(shape.table, about, mode, schema, gone, partition_by, unit.rows, rows)  # type: ignore[arg-type]
+
+
+def _gone(spec: SinkSpec, unit: _Unit, paths: list[str], schema: pa.Schema) -> pa.Table:
+    """The values for which what a table held before makes way."""
+    names = {"append": [], "upsert": spec.keys, "replace_partition": list(unit.partition_by)}[spec.mode]
+    if not names:
+        return pa.table({})
+    wanted = pa.schema([schema.field(name) for name in names])
+    every = pa.Table.from_batches(batches(paths, schema, names), wanted)
+    distinct = every.group_by(names, use_threads=False).aggregate([])
+    if spec.mode == "upsert":
+        _check_keys(every, distinct, spec)
+    return distinct
+
+
+def _check_keys(every: pa.Table, distinct: pa.Table, spec: SinkSpec) -> None:
+    names = ", ".join(spec.keys)
+    for name in spec.keys:
+        if nulls := every[name].null_count:
+            raise SpecError(f"sinks.key: {name} is null in {nulls:,} rows", "name columns that are never null")
+    if double := len(every) - len(distinct):
+        counts = every.group_by(spec.keys).aggregate([([], "count_all")])
+        first = counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 1).to_pylist()[0]
+        first.pop("count_all")
+        hint = "name more columns in sinks.key, or use write: append"
+        raise SpecError(f"sinks.key: {double:,} rows have the {names} of another one, as {first}", hint)
