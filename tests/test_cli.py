@@ -32,6 +32,7 @@ FLAGS = {
     "status": ["--help", "--json"],
     "verify": ["--help", "--json"],
     "collect": ["--format", "--help", "--json", "--output"],
+    "load": ["--help", "--json", "--set", "--to"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
         "seconds"}  # fmt: skip

@@ -21,9 +21,10 @@ from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan, prepare
 from batchnlp.engine.signals import Interrupt, Interrupted, watch_signals
 from batchnlp.engine.worker import WorkerSetup
-from batchnlp.errors import OutputError
+from batchnlp.errors import BatchnlpError, OutputError
 from batchnlp.job.identity import differences
-from batchnlp.job.spec import JobSpec
+from batchnlp.job.spec import JobSpec, SinkSpec
+from batchnlp.sinks.load import load
 from batchnlp.types import Part, Plan, Resolved
 
 
@@ -83,6 +84,7 @@ class RunResult:
     seconds: dict[str, float]
     codes: dict[str, int] = field(default_factory=dict)
     message: str = ""
+    sinks: list[dict[str, Any]] = field(default_factory=list)  # what each of the job's warehouses was given
     resolved: dict[str, Any] = field(default_factory=dict)
 
 
@@ -239,11 +241,28 @@ class _Run:
         self._make_live(success)
         settle(self.store)
         if success:
-            return self._result("done", plan, resolved, resumed, 0, "" if self.new else "all is done already")
+            sinks = [self._load(sink) for sink in self.spec.sinks]
+            result = self._result("done", plan, resolved, resumed, 0, "" if self.new else "all is done already")
+            result.sinks = sinks
+            if any(sink["status"] == "failed" for sink in sinks):
+                result.status, result.exit_code = "stopped", self.interrupt.exit_code if self.interrupt.signal else 3
+                result.message = "the same command loads what is missing, and computes nothing again"
+            return result
         message = f"{dead} dead letters, {allowed} allowed by limits.max_failed {self.spec.limits.max_failed}"
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
         return self._result("failed", plan, resolved, resumed, 1, message)
+
+    def _load(self, sink: SinkSpec) -> dict[str, Any]:
+        """Give a warehouse the results. One that fails does not keep the others from getting them."""
+        about = {"kind": sink.kind, "table": sink.table}
+        if self.interrupt.signal:
+            return {**about, "status": "failed", "message": "stopped before it began"}
+        try:
+            loaded = load(self.store.root, sink)
+        except BatchnlpError as error:
+            return {**about, "status": "failed", "message": str(error)}
+        return {**asdict(loaded), "status": "loaded" if loaded.runs else "held"}
 
     def _claim(self) -> None:
         """Where no results stand that must be kept, this run is what the output holds, from its start."""
