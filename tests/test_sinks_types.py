@@ -106,12 +106,14 @@ def test_names_that_are_taken_get_the_lists_name(new_warehouse: Make, out: Path)
         ({"unnest": "entity"}, r"sinks.unnest names 'entity', .*did you mean entities"),
         ({"unnest": "label"}, r"sinks.unnest names 'label', which is string \(only lists can be unnested\)"),
         ({"partition_by": "country"}, "sinks.partition_by names 'country'"),
+        ({"key": "nothing"}, "sinks.key names 'nothing', which is null in every row"),
         ({"write": "replace_partition"}, "replace_partition needs partition columns"),
         ({"key": ["id", "entities"], "unnest": "entities"}, "which the table needs"),
     ],
 )
 def test_wrong_columns_are_refused(new_warehouse: Make, out: Path, more: dict[str, Any], message: str) -> None:
-    write_output(out, topics(0, 2).append_column("entities", pa.array([[], []], pa.list_(ENTITY))))
+    table = topics(0, 2).append_column("entities", pa.array([[], []], pa.list_(ENTITY)))
+    write_output(out, table.append_column("nothing", pa.nulls(2)))
     warehouse = new_warehouse("duckdb")
     with pytest.raises(SpecError, match=message):
         load(str(out), warehouse.spec(**more))

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from batchnlp.sinks.columns import Types
 
+Mode = Literal["append", "upsert", "replace"]  # upsert: one row for each value of the key; replace: any number
 Held = dict[tuple[str, str], int]  # (job, run) → the generation that the table holds
 
 
@@ -29,9 +30,12 @@ class Load:
 
     table: str
     runs: Held  # that it holds afterwards
-    mode: Literal["append", "upsert", "replace"]  # upsert: one row a key; replace: any number
+    mode: Mode
     schema: pa.Schema  # as the sink's types have it
-    gone: pa.Table  # unless it appends: rows that agree with one of these make way, all rows where it has no columns
+    by: tuple[str, ...]  # unless it appends: the columns that tell which rows make way; all rows without any
+    gone: Callable[
+        [], pa.Table
+    ]  # their values, each once. An upsert asks before it commits: it refuses doubles and nulls
     partition_by: tuple[str, ...]  # of a table that is made now
     rows: int  # documents
     batches: Callable[[], Iterator[pa.RecordBatch]]  # the rows; may be called again

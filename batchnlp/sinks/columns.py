@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
@@ -106,14 +107,21 @@ def _fit_array(array: pa.Array, kind: pa.DataType, types: Types) -> pa.Array:
 
 def without_nul(array: pa.Array) -> pa.Array:
     """The array of strings, or of lists of them, with another character in the place of every NUL."""
-    kind = array.type
-    if pt.is_string(kind) or pt.is_large_string(kind):
-        found = pc.any(pc.match_substring(array, "\0")).as_py()
-        return pc.replace_substring(array, "\0", REPLACEMENT) if found else array
-    if pt.is_list(kind):
+    if pt.is_string(array.type):
+        return pc.replace_substring(array, "\0", REPLACEMENT) if _has_nul(array) else array
+    if pt.is_list(array.type):
         values = without_nul(array.flatten())
         return pa.ListArray.from_arrays(list_offsets(array), values, mask=array.is_null())
     return array
+
+
+def _has_nul(array: pa.StringArray) -> bool:
+    """One look at all bytes: NUL is rare, and text much."""
+    _, offsets, data = array.buffers()
+    if not len(array) or data is None:
+        return False
+    ends = np.frombuffer(offsets, np.int32)[array.offset :]
+    return bool(np.frombuffer(data, np.uint8)[ends[0] : ends[len(array)]].min(initial=1) == 0)
 
 
 def spelling(kind: pa.DataType) -> str:

@@ -48,12 +48,14 @@ class Delta:
 
     def write(self, load: Load) -> None:
         """Make or widen the table, and commit the rows."""
+        if load.mode == "upsert":
+            load.gone()
         delta = self._widened(load)
         if delta is None or load.mode == "append":
             self._append(load, delta)
         elif load.mode == "upsert":
             self._merge(load, delta)
-        elif _has_literals(load.gone) and set(load.gone.column_names) <= set(delta.metadata().partition_columns):
+        elif _has_literals(load) and set(load.by) <= set(delta.metadata().partition_columns):
             self._overwrite(load, delta)
         else:
             self._replace(load, delta)
@@ -86,14 +88,14 @@ class Delta:
 
     def _overwrite(self, load: Load, delta: Any) -> None:
         write_deltalake(
-            delta, load.reader(), mode="overwrite", schema_mode="merge", predicate=_predicate(load.gone),
+            delta, load.reader(), mode="overwrite", schema_mode="merge", predicate=_predicate(load.gone()),
             commit_properties=_properties(load),
         )  # fmt: skip
 
     def _merge(self, load: Load, delta: Any) -> None:
         names = {quoted_column(name): f"s.{quoted_column(name)}" for name in load.schema.names}
-        changes = {name: value for name, value in names.items() if name[1:-1] not in load.gone.column_names}
-        merger = _merger(delta, load.reader(), alike(load.gone, "t", "s"), load)
+        changes = {name: value for name, value in names.items() if name[1:-1] not in load.by}
+        merger = _merger(delta, load.reader(), alike(load.gone(), "t", "s"), load)
         if changes:
             merger = merger.when_matched_update(changes)
         merger.when_not_matched_insert(names).execute()
@@ -103,7 +105,7 @@ class Delta:
         names = {quoted_column(name): f"s.{quoted_column(name)}" for name in load.schema.names}
         schema = load.schema.append(pa.field(FLAG, pa.bool_()))
         source = pa.RecordBatchReader.from_batches(schema, _flagged(load, schema))
-        merger = _merger(delta, source, f"s.{FLAG} and {alike(load.gone, 't', 's')}", load).when_matched_delete()
+        merger = _merger(delta, source, f"s.{FLAG} and {alike(load.gone(), 't', 's')}", load).when_matched_delete()
         merger.when_not_matched_insert(names, predicate=f"not s.{FLAG}").execute()
 
 
@@ -114,9 +116,9 @@ def _merger(delta: Any, source: pa.RecordBatchReader, predicate: str, load: Load
 
 
 def _flagged(load: Load, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for batch in load.gone.to_batches():
+    for batch in load.gone().to_batches():
         columns = [
-            batch.column(field.name) if field.name in load.gone.column_names else pa.nulls(len(batch), field.type)
+            batch.column(field.name) if field.name in load.by else pa.nulls(len(batch), field.type)
             for field in load.schema
         ]
         yield pa.record_batch([*columns, pa.repeat(True, len(batch))], schema=schema)
@@ -139,10 +141,10 @@ def _delta_schema(fields: list[pa.Field]) -> Any:
     return Schema.from_arrow(pa.schema(fields))
 
 
-def _has_literals(gone: pa.Table) -> bool:
+def _has_literals(load: Load) -> bool:
     """Whether predicates can name the values; timestamps they take for nanoseconds, which the table does not have."""
     checks = pt.is_string, pt.is_integer, pt.is_boolean, pt.is_date
-    return all(any(check(column.type) for check in checks) for column in gone.columns)
+    return all(any(check(load.schema.field(name).type) for check in checks) for name in load.by)
 
 
 def _predicate(gone: pa.Table) -> str | None:

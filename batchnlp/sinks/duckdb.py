@@ -56,14 +56,16 @@ class DuckDB:
             self._remove(table, load)
         self._connection.register("_batchnlp_rows", load.reader())
         self._execute(_merge(table, load) if load.mode == "upsert" else _insert(table, load))
+        if load.mode == "upsert":
+            load.gone()  # asked for now, when the keys have gone by
         self._account.note(load)
 
     def _remove(self, table: str, load: Load) -> None:
-        if not load.gone.column_names:
+        if not load.by:
             self._execute(f"delete from {table}")
             return
-        self._connection.register("_batchnlp_gone", load.gone)
-        self._execute(f"delete from {table} as t using _batchnlp_gone as g where {alike(load.gone, 't', 'g')}")
+        self._connection.register("_batchnlp_gone", load.gone())
+        self._execute(f"delete from {table} as t using _batchnlp_gone as g where {alike(load.gone(), 't', 'g')}")
 
     def finalize(self) -> None:
         """Commit."""
@@ -95,12 +97,12 @@ def _insert(table: str, load: Load) -> str:
 
 
 def _merge(table: str, load: Load) -> str:
-    keys = load.gone.column_names
-    others = [name for name in load.schema.names if name not in keys]
+    others = [name for name in load.schema.names if name not in load.by]
+    equal = " and ".join(f"t.{name} = s.{name}" for name in map(quoted_column, load.by))
     changes = ", ".join(f"{name} = s.{name}" for name in map(quoted_column, others))
     matched = f"when matched then update set {changes}" if others else ""
     names = listed(load.schema.names)
     return (
-        f"merge into {table} as t using _batchnlp_rows as s on {alike(load.gone, 't', 's')} {matched} "
+        f"merge into {table} as t using _batchnlp_rows as s on {equal} {matched} "
         f"when not matched then insert ({names}) values ({listed(load.schema.names, 's.')})"
     )

@@ -20,7 +20,7 @@ from batchnlp.errors import MissingExtraError
 from batchnlp.job.spec import SinkSpec
 from batchnlp.sinks.base import Held, Load
 from batchnlp.sinks.columns import Types, new_columns, spelling
-from batchnlp.sinks.rewrite import Gone, rewritten
+from batchnlp.sinks.rewrite import Matcher, rewritten
 
 try:
     from pyiceberg import exceptions
@@ -74,11 +74,13 @@ class Iceberg:
             with transaction.update_snapshot().fast_append() as snapshot:
                 files.append(snapshot, load)
         else:
-            rows = _within(load.gone, table)
+            rows = _within(load.gone(), table)
             with transaction.update_snapshot().overwrite() as snapshot:
                 snapshot.delete_by_predicate(rows)
-                files.remove(snapshot, rows, load.gone)
+                files.remove(snapshot, rows, load.gone())
                 files.append(snapshot, load)
+        if load.mode == "upsert":
+            load.gone()
         transaction.set_properties({_property(run): str(generation) for run, generation in load.runs.items()})
         transaction.commit_transaction()
 
@@ -129,7 +131,7 @@ class _Files:
         """Files with rows that make way are replaced by files without them."""
         tasks = self._table.scan(row_filter=rows).plan_files()
         sized = ((task, task.file.record_count) for task in tasks)
-        for task, left in rewritten(sized, self._read, Gone(gone)):
+        for task, left in rewritten(sized, self._read, Matcher(gone)):
             snapshot.delete_data_file(task.file)
             if left is not None:
                 self._add(snapshot, left)

@@ -13,15 +13,15 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchnlp import registry
 from batchnlp.data.results import Finished, batches, finished
 from batchnlp.data.store import explain_full
 from batchnlp.errors import CorruptError, SinkError, SpecError
 from batchnlp.job.spec import SinkSpec
-from batchnlp.sinks.base import Held, Load, Sink
+from batchnlp.sinks.base import Held, Load, Mode, Sink
 from batchnlp.sinks.columns import fit, fit_schema
+from batchnlp.sinks.gone import Gone
 from batchnlp.sinks.shapes import Shape, shapes
 from batchnlp.types import PartFile
 
@@ -62,6 +62,7 @@ def load(root: str, spec: SinkSpec) -> Loaded:
     sink: Sink = make(spec)
     loaded = Loaded(spec.kind, spec.table)
     problems: list[CorruptError] = []
+    answers: tuple[type[Exception], ...] = (*sink.errors, OSError)
     try:
         with closing(sink), explain_full(spec.database):
             sink.start()
@@ -71,7 +72,7 @@ def load(root: str, spec: SinkSpec) -> Loaded:
                     loaded.rows += unit.rows
                     loaded.runs += [run.run for run in unit.runs]
             sink.finalize()
-    except (*sink.errors, OSError) as error:
+    except answers as error:
         if problems:  # the driver only passes on what it was told
             raise problems[0] from None
         what = " ".join(str(error).split()) or type(error).__name__
@@ -125,13 +126,13 @@ def _files(spec: SinkSpec, run: Finished, held: Held) -> tuple[PartFile, ...]:
 
 def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[CorruptError]) -> Load:
     paths = [path for run, files in unit.files for path in run.paths(files)]
-    whole = unit.schema
     schema = fit_schema(shape.schema, sink.types)
-    mode = "append" if spec.mode == "append" else "upsert" if spec.mode == "upsert" and shape.main else "replace"
+    mode, by = _mode(spec, unit, shape)
+    gone = Gone(spec, by, paths, unit.schema, sink.types)
 
     def rows() -> Iterator[pa.RecordBatch]:
         try:
-            for batch in batches(paths, whole, shape.columns):
+            for batch in gone.watch(batches(paths, unit.schema, shape.columns)):
                 yield fit(shape.make(batch), schema, sink.types)
         except (OSError, pa.ArrowException) as error:
             root = unit.runs[0].ledger.store.root
@@ -139,35 +140,15 @@ def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[
             problems.append(problem)
             raise problem from None
 
-    gone = _gone(spec, unit, paths, whole)
-    fitted = fit_schema(gone.schema, sink.types)
-    gone = pa.Table.from_batches([fit(batch, fitted, sink.types) for batch in gone.to_batches()], fitted)
     about = {(run.job, run.run): run.generation for run in unit.runs}
     partition_by = tuple(name for name in unit.partition_by if name in schema.names)
-    return Load(shape.table, about, mode, schema, gone, partition_by, unit.rows, rows)  # type: ignore[arg-type]
+    return Load(shape.table, about, mode, schema, by, gone, partition_by, unit.rows, rows)
 
 
-def _gone(spec: SinkSpec, unit: _Unit, paths: list[str], schema: pa.Schema) -> pa.Table:
-    """The values for which what a table held before makes way."""
-    names = {"append": [], "upsert": spec.keys, "replace_partition": list(unit.partition_by)}[spec.mode]
-    if not names:
-        return pa.table({})
-    wanted = pa.schema([schema.field(name) for name in names])
-    every = pa.Table.from_batches(batches(paths, schema, names), wanted)
-    distinct = every.group_by(names, use_threads=False).aggregate([])
-    if spec.mode == "upsert":
-        _check_keys(every, distinct, spec)
-    return distinct
-
-
-def _check_keys(every: pa.Table, distinct: pa.Table, spec: SinkSpec) -> None:
-    names = ", ".join(spec.keys)
-    for name in spec.keys:
-        if nulls := every[name].null_count:
-            raise SpecError(f"sinks.key: {name} is null in {nulls:,} rows", "name columns that are never null")
-    if double := len(every) - len(distinct):
-        counts = every.group_by(spec.keys).aggregate([([], "count_all")])
-        first = counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 1).to_pylist()[0]
-        first.pop("count_all")
-        hint = "name more columns in sinks.key, or use write: append"
-        raise SpecError(f"sinks.key: {double:,} rows have the {names} of another one, as {first}", hint)
+def _mode(spec: SinkSpec, unit: _Unit, shape: Shape) -> tuple[Mode, tuple[str, ...]]:
+    """(how a table is written; the columns by which rows make way)."""
+    if spec.mode == "append":
+        return "append", ()
+    if spec.mode == "replace_partition":
+        return "replace", unit.partition_by
+    return "upsert" if shape.main else "replace", tuple(spec.keys)

@@ -25,7 +25,7 @@ from batchnlp.errors import SpecError
 from batchnlp.job.spec import SinkSpec
 from batchnlp.sinks.base import Held, Load
 from batchnlp.sinks.columns import Types, new_columns, spelling
-from batchnlp.sinks.rewrite import Gone, rewritten
+from batchnlp.sinks.rewrite import Matcher, rewritten
 
 ACCOUNT = "_batchnlp_loads.json"  # by table: its schema, and the runs it holds
 JOURNAL = "_batchnlp_journal.json"  # a load that is committed and not yet moved in
@@ -71,7 +71,7 @@ class Parquet:
         noted = self._account.setdefault(load.table, {"runs": {}})
         noted["schema"] = _stored(_widened(noted, load))
         if load.mode != "append":
-            for name, left in rewritten(self._files(load.table), self._read(load), Gone(load.gone)):
+            for name, left in rewritten(self._files(load.table), self._read(load), Matcher(load.gone())):
                 self._remove(name)
                 if left is not None:
                     self._stage(os.path.dirname(name), left)
@@ -138,7 +138,7 @@ class Parquet:
             if columns is None:
                 with pq.ParquetFile(self._path(name)) as parquet:
                     return parquet.read()
-            return ds.dataset([self._path(name)], load.gone.schema, "parquet").to_table(list(columns))
+            return ds.dataset([self._path(name)], load.gone().schema, "parquet").to_table(list(columns))
 
         return read
 

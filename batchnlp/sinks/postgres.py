@@ -79,14 +79,16 @@ class Postgres:
             self._execute(f"alter table {table} add column {quoted_column(name)} {wanted[name]}")
 
     def _upsert(self, load: Load) -> None:
-        table, keys = quoted(load.table), listed(load.gone.column_names)
+        table, keys = quoted(load.table), listed(load.by)
         if not self._execute(f"select 1 from {table} limit 1"):
             self._copy(load.table, load.reader())
+            load.gone()  # asked for when the keys have gone by, and before PostgreSQL finds doubles with less to say
             self._index(load, keys)
             return
         self._index(load, keys)
         self._stage(STAGED, load.schema, load.reader())
-        others = [quoted_column(name) for name in load.schema.names if name not in load.gone.column_names]
+        load.gone()
+        others = [quoted_column(name) for name in load.schema.names if name not in load.by]
         changes = ", ".join(f"{name} = excluded.{name}" for name in others)
         action = f"update set {changes}" if others else "nothing"
         names = listed(load.schema.names)
@@ -96,7 +98,7 @@ class Postgres:
 
     def _index(self, load: Load, keys: str) -> None:
         """ON CONFLICT wants a unique index on just these columns."""
-        columns = ",".join(sorted(load.gone.column_names))
+        columns = ",".join(sorted(load.by))
         found = self._execute(
             "select 1 from pg_index where indrelid = to_regclass($1) and indisunique and indpred is null and $2 = ("
             "select string_agg(attname, ',' order by attname collate \"C\") from pg_attribute "
@@ -107,12 +109,12 @@ class Postgres:
 
     def _remove(self, load: Load) -> None:
         table = quoted(load.table)
-        if not load.gone.column_names:
+        if not load.by:
             self._execute(f"delete from {table}")
             return
-        self._stage(GONE, load.gone.schema, load.gone)
+        self._stage(GONE, load.gone().schema, load.gone())
         self._execute(f"analyze {GONE}")
-        self._execute(f"delete from {table} as t using {GONE} as g where {alike(load.gone, 't', 'g')}")
+        self._execute(f"delete from {table} as t using {GONE} as g where {alike(load.gone(), 't', 'g')}")
         self._execute(f"drop table {GONE}")
 
     def _stage(self, name: str, schema: pa.Schema, rows: Any) -> None:

@@ -13,7 +13,7 @@ File = TypeVar("File")
 ROWS = 4_000_000  # whose values are compared at a time
 
 
-class Gone:
+class Matcher:
     """The rows that make way: those which agree with one of `rows` in all its columns."""
 
     def __init__(self, rows: pa.Table) -> None:
@@ -26,7 +26,7 @@ class Gone:
 
 
 def rewritten(
-    files: Iterable[tuple[File, int]], read: Callable[[File, Sequence[str] | None], pa.Table], gone: Gone
+    files: Iterable[tuple[File, int]], read: Callable[[File, Sequence[str] | None], pa.Table], gone: Matcher
 ) -> Iterator[tuple[File, pa.Table | None]]:
     """Of some files, with the rows they have, those which do not stay whole, and what is left of each, if anything is.
 

@@ -52,6 +52,8 @@ def check_names(schema: pa.Schema, names: tuple[str, ...] | list[str], key: str)
             near = nearest(name, schema.names)
             hint = f"did you mean {near}?" if near else "keep it with source.keep"
             raise SpecError(f"sinks.{key} names {name!r}, which the results do not have", hint)
+        if pt.is_null(schema.field(name).type):
+            raise SpecError(f"sinks.{key} names {name!r}, which is null in every row", "name another column")
 
 
 def _same(batch: pa.RecordBatch) -> pa.RecordBatch:
