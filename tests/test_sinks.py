@@ -68,6 +68,15 @@ def test_a_table_that_was_dropped_is_loaded_again(warehouse: Warehouse, out: Pat
     assert warehouse.rows() == rows_of(topics(0, 4))
 
 
+def test_a_list_that_is_unnested_later_is_loaded_too(warehouse: Warehouse, out: Path) -> None:
+    write_output(out, topics(0, 2).append_column("words", pa.array([["a"], ["b", "c"]])))
+    load(str(out), warehouse.spec())
+    loaded = load(str(out), warehouse.spec(unnest="words"))
+    assert (loaded.rows, loaded.runs) == (0, ["a" * 8])
+    assert [row["words"] for row in warehouse.rows("t_words")] == ["a", "b", "c"]
+    assert load(str(out), warehouse.spec(unnest="words")).runs == []
+
+
 def test_a_run_without_rows_is_loaded_too(warehouse: Warehouse, out: Path) -> None:
     write_output(out, topics(0, 0), shards=1)
     assert load(str(out), warehouse.spec()).runs == ["a" * 8]
@@ -167,6 +176,13 @@ def test_the_whole_table_is_replaced_where_the_spec_says_so(warehouse: Warehouse
         write_output(tmp_path / run, topics(0, 5 if run == "a" else 3, run), run)
         load(str(tmp_path / run), spec)
     assert [row["label"] for row in warehouse.rows()] == ["b"] * 3
+
+
+def test_runs_of_other_types_do_not_go_together(new_warehouse: Make, out: Path) -> None:
+    write_output(out, topics(0, 2), partition_by=["lang"])
+    write_output(out, topics(2, 4).set_column(3, "score", pa.array(["a", "b"])), "b", partition_by=["lang"])
+    with pytest.raises(OutputError, match=r"the runs in .* do not go together: .*score"):
+        load(str(out), new_warehouse("duckdb").spec(write="replace_partition"))
 
 
 @pytest.mark.parametrize("kind", ["duckdb", "delta", "iceberg"])
@@ -338,7 +354,7 @@ def test_no_connection_is_one_line(tmp_path: Path, out: Path, new_warehouse: Mak
     (tmp_path / "file").write_text("hello" * 1000)
     cases: dict[str, tuple[Any, type[Exception]]] = {
         "duckdb": (tmp_path / "file", SinkError), "delta": (tmp_path / "file", SinkError),
-        "iceberg": (tmp_path / "file", OutputError), "parquet": (tmp_path / "file", OutputError),
+        "iceberg": (tmp_path / "file", SinkError), "parquet": (tmp_path / "file", SinkError),
         "postgres": (f"postgresql://tests@/none?host={tmp_path}", SinkError),
     }  # fmt: skip
     for kind, (database, error) in cases.items():

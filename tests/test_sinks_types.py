@@ -108,12 +108,13 @@ def test_names_that_are_taken_get_the_lists_name(new_warehouse: Make, out: Path)
         ({"partition_by": "country"}, "sinks.partition_by names 'country'"),
         ({"key": "nothing"}, "sinks.key names 'nothing', which is null in every row"),
         ({"write": "replace_partition"}, "replace_partition needs partition columns"),
+        ({"unnest": "../up"}, r"'../up', after which no table can be named"),
         ({"key": ["id", "entities"], "unnest": "entities"}, "which the table needs"),
     ],
 )
 def test_wrong_columns_are_refused(new_warehouse: Make, out: Path, more: dict[str, Any], message: str) -> None:
     table = topics(0, 2).append_column("entities", pa.array([[], []], pa.list_(ENTITY)))
-    write_output(out, table.append_column("nothing", pa.nulls(2)))
+    write_output(out, table.append_column("nothing", pa.nulls(2)).append_column("../up", pa.array([[1], []])))
     warehouse = new_warehouse("duckdb")
     with pytest.raises(SpecError, match=message):
         load(str(out), warehouse.spec(**more))

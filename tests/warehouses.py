@@ -51,7 +51,8 @@ def topics(start: int, stop: int, label: str = "x", langs: Sequence[str | None] 
     """Some results of a classification."""
     rows = range(start, stop)
     return pa.table({
-        "id": pa.array([f"doc-{i}" for i in rows], pa.string()), "lang": pa.array([langs[i % len(langs)] for i in rows], pa.string()),
+        "id": pa.array([f"doc-{i}" for i in rows], pa.string()),
+        "lang": pa.array([langs[i % len(langs)] for i in rows], pa.string()),
         "label": pa.array([label for _ in rows], pa.string()), "score": np.linspace(0, 1, len(rows), dtype=np.float32),
         "n_tokens": pa.array(rows, pa.int32()), "truncated": pa.array([i % 2 == 0 for i in rows], pa.bool_()),
     })  # fmt: skip

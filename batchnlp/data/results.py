@@ -88,6 +88,17 @@ def finished(root: str) -> list[Finished]:
     return runs
 
 
+def schema_of(runs: Sequence[Finished]) -> pa.Schema:
+    """All columns of some runs; OutputError where one has another type in another run."""
+    try:
+        return pa.unify_schemas([run.schema for run in runs])
+    except pa.ArrowException as error:
+        root, reason = runs[0].ledger.store.root, " ".join(str(error).split())
+        raise OutputError(
+            f"the runs in {root} do not go together: {reason}", "load them from outputs of their own"
+        ) from None
+
+
 def batches(paths: Sequence[str], schema: pa.Schema, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """The rows of some files, in their order; columns that a file lacks are null."""
     if not paths:

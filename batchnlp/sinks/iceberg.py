@@ -74,11 +74,9 @@ class Iceberg:
             with transaction.update_snapshot().fast_append() as snapshot:
                 files.append(snapshot, load)
         else:
-            rows = _within(load.gone(), table)
             with transaction.update_snapshot().overwrite() as snapshot:
-                snapshot.delete_by_predicate(rows)
-                files.remove(snapshot, rows, load.gone())
-                files.append(snapshot, load)
+                files.append(snapshot, load)  # first, so that what makes way has gone by
+                files.remove(snapshot, load)
         if load.mode == "upsert":
             load.gone()
         transaction.set_properties({_property(run): str(generation) for run, generation in load.runs.items()})
@@ -127,8 +125,11 @@ class _Files:
         for rows in load.tables():
             self._add(snapshot, rows)
 
-    def remove(self, snapshot: Any, rows: Any, gone: pa.Table) -> None:
-        """Files with rows that make way are replaced by files without them."""
+    def remove(self, snapshot: Any, load: Load) -> None:
+        """Files that the table had, with rows that make way, are replaced by files without them."""
+        gone = load.gone()
+        rows = _within(gone, self._table)
+        snapshot.delete_by_predicate(rows)
         tasks = self._table.scan(row_filter=rows).plan_files()
         sized = ((task, task.file.record_count) for task in tasks)
         for task, left in rewritten(sized, self._read, Matcher(gone)):

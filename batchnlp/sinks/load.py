@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from batchnlp import registry
-from batchnlp.data.results import Finished, batches, finished
-from batchnlp.data.store import explain_full
+from batchnlp.data.results import Finished, batches, finished, schema_of
 from batchnlp.errors import CorruptError, SinkError, SpecError
 from batchnlp.job.spec import SinkSpec
 from batchnlp.sinks.base import Held, Load, Mode, Sink
@@ -32,7 +31,7 @@ class Loaded:
 
     kind: str
     table: str
-    runs: list[str] = field(default_factory=list)  # that the table did not hold before
+    runs: list[str] = field(default_factory=list)  # that the table, or one of an unnested column, did not hold before
     rows: int = 0  # documents loaded now
     seconds: float = 0.0
 
@@ -51,7 +50,7 @@ class _Unit:
 
     @property
     def schema(self) -> pa.Schema:
-        return pa.unify_schemas([run.schema for run in self.runs])
+        return schema_of(self.runs)
 
 
 def load(root: str, spec: SinkSpec) -> Loaded:
@@ -60,23 +59,23 @@ def load(root: str, spec: SinkSpec) -> Loaded:
     for run in runs:
         check(spec, run.schema, run.partition_by)
     sink: Sink = make(spec)
-    loaded = Loaded(spec.kind, spec.table)
+    loaded, runs_now = Loaded(spec.kind, spec.table), dict[str, None]()
     problems: list[CorruptError] = []
     answers: tuple[type[Exception], ...] = (*sink.errors, OSError)
     try:
-        with closing(sink), explain_full(spec.database):
+        with closing(sink):
             sink.start()
             for unit, shape in _missing(sink, spec, runs):
                 sink.write(_load(sink, spec, unit, shape, problems))
-                if shape.main:
-                    loaded.rows += unit.rows
-                    loaded.runs += [run.run for run in unit.runs]
+                loaded.rows += unit.rows if shape.main else 0
+                runs_now.update((run.run, None) for run in unit.runs)
             sink.finalize()
     except answers as error:
         if problems:  # the driver only passes on what it was told
             raise problems[0] from None
         what = " ".join(str(error).split()) or type(error).__name__
         raise SinkError(f"{spec.kind}, table {spec.table}: {what}", "the same command loads what is missing") from error
+    loaded.runs = list(runs_now)
     loaded.seconds = round(time.monotonic() - began, 3)
     return loaded
 

@@ -13,13 +13,15 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from batchnlp.data.parts import partition_folders, write_parquet
+from batchnlp.data.parts import ROW_GROUP, partition_folders
 from batchnlp.data.store import LocalStore, fsync, to_json
 from batchnlp.errors import SpecError
 from batchnlp.job.spec import SinkSpec
@@ -31,6 +33,7 @@ ACCOUNT = "_batchnlp_loads.json"  # by table: its schema, and the runs it holds
 JOURNAL = "_batchnlp_journal.json"  # a load that is committed and not yet moved in
 STAGING = "_batchnlp_staging"
 LOCK = "_batchnlp.lock"
+FILE_BYTES, GROUP_BYTES = 128 << 20, 16 << 20  # of rows in memory; in a file they take a fraction
 HIDDEN = ("_", ".")  # what readers of directories pass over begins so
 
 
@@ -70,15 +73,17 @@ class Parquet:
         """Write the rows beside the table, and find what they replace."""
         noted = self._account.setdefault(load.table, {"runs": {}})
         noted["schema"] = _stored(_widened(noted, load))
+        os.makedirs(self._store.path(load.table), exist_ok=True)  # without it the table would count as dropped
+        files = [] if load.mode == "append" else self._files(load.table)
+        if load.partition_by:
+            self._stage_partitions(load)
+        else:
+            self._stage_whole(load)
         if load.mode != "append":
-            for name, left in rewritten(self._files(load.table), self._read(load), Matcher(load.gone())):
+            for name, left in rewritten(files, self._read(load), Matcher(load.gone())):
                 self._remove(name)
                 if left is not None:
                     self._stage(os.path.dirname(name), left)
-        os.makedirs(self._store.path(load.table), exist_ok=True)  # without it the table would count as dropped
-        for table in load.tables():
-            for folder, rows in _partitions(table, list(load.partition_by)):
-                self._stage(os.path.join(load.table, folder), rows)
         noted["runs"] |= {"/".join(run): generation for run, generation in load.runs.items()}
 
     def finalize(self) -> None:
@@ -106,10 +111,35 @@ class Parquet:
         self._store.remove(JOURNAL)
         self._store.remove(STAGING)
 
+    def _stage_partitions(self, load: Load) -> None:
+        """A file for each partition in each portion of the rows: there may be more of them than files can be open."""
+        for table in load.tables(FILE_BYTES):
+            folders = pa.array(partition_folders(table, list(load.partition_by))).dictionary_encode()
+            for i, folder in enumerate(folders.dictionary.to_pylist()):
+                self._stage(f"{load.table}/{folder}", table.filter(pc.equal(folders.indices, i)))
+
+    def _stage_whole(self, load: Load) -> None:
+        """Row group after row group, while the next one is read."""
+        tables = load.tables(GROUP_BYTES)
+        while (table := next(tables, None)) is not None:
+            with self._staged(load.table, load.schema) as writer:
+                written = 0
+                while table is not None:
+                    writer.write_table(table)
+                    written += table.nbytes
+                    table = next(tables, None) if written < FILE_BYTES else None
+
     def _stage(self, folder: str, rows: pa.Table) -> None:
-        name = os.path.join(folder, f"part-{uuid.uuid4().hex[:16]}.parquet")
+        with self._staged(folder, rows.schema) as writer:
+            writer.write_table(rows, row_group_size=ROW_GROUP)
+
+    @contextmanager
+    def _staged(self, folder: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+        name = f"{folder}/part-{uuid.uuid4().hex[:16]}.parquet"
         path = self._store.path(f"{STAGING}/{name}")
-        write_parquet(rows, path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+            yield writer
         fsync(path)
         fsync(os.path.dirname(path))
         self._added.append(name)
@@ -156,13 +186,3 @@ def _widened(noted: dict[str, Any], load: Load) -> pa.Schema:
 
 def _stored(schema: pa.Schema) -> str:
     return base64.b64encode(schema.serialize().to_pybytes()).decode()
-
-
-def _partitions(table: pa.Table, keys: list[str]) -> Iterator[tuple[str, pa.Table]]:
-    """The rows of each folder."""
-    if not keys:
-        yield "", table
-        return
-    folders = pa.array(partition_folders(table, keys)).dictionary_encode()
-    for i, folder in enumerate(folders.dictionary.to_pylist()):
-        yield folder, table.filter(pa.compute.equal(folders.indices, i))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,6 +65,8 @@ def _child(table: str, column: str, schema: pa.Schema, own: tuple[str, ...]) -> 
     kind = schema.field(column).type
     if not (pt.is_list(kind) or pt.is_large_list(kind)):
         raise SpecError(f"sinks.unnest names {column!r}, which is {kind}", "only lists can be unnested")
+    if not re.fullmatch(r"[\w-]+", column):  # it would name a schema, or a directory elsewhere
+        raise SpecError(f"sinks.unnest names {column!r}, after which no table can be named", "rename it in the source")
     item = kind.value_type
     fields = list(item.fields) if pt.is_struct(item) else [pa.field(column, item)]
     taken = {*own, POSITION}

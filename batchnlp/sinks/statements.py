@@ -14,7 +14,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from batchnlp import registry
-from batchnlp.data.results import Finished, finished
+from batchnlp.data.results import Finished, finished, schema_of
 from batchnlp.job.statement import StatementSpec
 from batchnlp.sinks.columns import Types, fit_schema
 from batchnlp.sinks.shapes import check_names
@@ -56,7 +56,7 @@ def statements(root: str, spec: StatementSpec) -> list[str]:
     """The statements that load an output, in order. Raises OutputError where it is not finished."""
     runs = finished(root)
     dialect: Dialect = registry.load(registry.STATEMENTS, spec.kind)(spec)
-    schema = fit_schema(pa.unify_schemas([run.schema for run in runs]), dialect.types)
+    schema = fit_schema(schema_of(runs), dialect.types)
     check_names(schema, spec.keys, "key")
     loads = (statement for portion in _portions(runs, dialect.types) for statement in dialect.load(portion))
     return [dialect.account(), dialect.table(schema), *loads]
