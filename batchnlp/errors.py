@@ -1,7 +1,7 @@
 """Everything that can end a run, as one tree.
 
     BatchnlpError            70  a bug of ours, or something nobody foresaw
-    ├── UsageError            2  what was asked for cannot work; nothing was started, nothing written
+    ├── UsageError            2  what was asked for cannot work; no result was written
     │   ├── SpecError            the job: an unknown key, a value out of range
     │   ├── SourceError          the corpus: no such path or column, two schemas, a corrupt file
     │   ├── ModelError           the model: no such directory, no safetensors, code in the repository
@@ -12,6 +12,8 @@
     │   ├── SinkError            a warehouse could not be reached, or did not take the rows
     │   └── CorruptError         an input or a result changed or broke in mid-run
     ├── LockedError          75  another run holds the output
+    ├── Interrupted         130  Ctrl-C came before any shard was under way
+    │   └── Terminated      143  SIGTERM did
     └── BackendError         70  the model failed on everything it was given
 
 A document that fails is not an error but data: see `types.Failure`.
@@ -41,7 +43,7 @@ class BatchnlpError(Exception):
 
 
 class UsageError(BatchnlpError):
-    """What was asked for cannot work; nothing was started."""
+    """What was asked for cannot work; no result was written."""
 
     exit_code = 2
 
@@ -97,6 +99,19 @@ class LockedError(BatchnlpError):
 
     exit_code = 75
     retryable = True
+
+
+class Interrupted(BatchnlpError):
+    """Ctrl-C came before any shard was under way; from then on a run ends as `stopped`."""
+
+    exit_code = 130
+    retryable = True
+
+
+class Terminated(Interrupted):
+    """SIGTERM came then."""
+
+    exit_code = 143
 
 
 class BackendError(BatchnlpError):

@@ -6,16 +6,24 @@ from importlib import import_module
 from typing import Any
 
 from batchnlp.errors import SpecError
-from batchnlp.types import nearest
+from batchnlp.types import Server, nearest
 
 TASKS = {
     "classify": "batchnlp.tasks.classify:Classify",
     "zero-shot": "batchnlp.tasks.zero_shot:make",
+    "ner": "batchnlp.tasks.ner:Ner",
+    "qa": "batchnlp.tasks.qa:Qa",
     "embed": "batchnlp.tasks.embed:Embed",
     "summarize": "batchnlp.tasks.summarize:Summarize",
     "translate": "batchnlp.tasks.translate:Translate",
     "generate": "batchnlp.tasks.generate:Generate",
     "chat": "batchnlp.tasks.chat:Chat",
+}
+SERVED = {  # the same, where a server has the model
+    "summarize": "batchnlp.tasks.served:Summarize",
+    "translate": "batchnlp.tasks.served:Translate",
+    "generate": "batchnlp.tasks.served:Generate",
+    "chat": "batchnlp.tasks.served:Chat",
 }
 ENCODER, GENERATOR = "batchnlp.backends.torch_encoder:TorchEncoder", "batchnlp.backends.torch_generator:TorchGenerator"
 OPENVINO = "batchnlp.backends.openvino_encoder:make"
@@ -25,6 +33,8 @@ BACKENDS = {  # by the kind of raw answer
         "completions": GENERATOR,
     },
     "openvino": {"scores": OPENVINO, "vectors": OPENVINO},
+    "vllm": {"completions": "batchnlp.backends.vllm_generator:VllmGenerator"},
+    "http": {"replies": "batchnlp.backends.http:HttpBackend"},
 }  # fmt: skip
 RUNNERS = {
     "inline": "batchnlp.engine.inline:InlineRunner",
@@ -42,6 +52,15 @@ STATEMENTS = {
     "snowflake": "batchnlp.sinks.snowflake:Snowflake",
     "clickhouse": "batchnlp.sinks.clickhouse:ClickHouse",
 }
+
+
+def task(model: Any, spec: Any) -> Any:
+    """The task of a job's task section, for a model on disk or on a server."""
+    if not isinstance(model, Server):
+        return load(TASKS, spec.kind)(model, spec)
+    if spec.kind not in SERVED:
+        raise SpecError(f"the backend http cannot do {spec.kind}", f"it does {', '.join(SERVED)}")
+    return load(SERVED, spec.kind)(model, spec)
 
 
 def backend(model: Any, resolved: Any, task: Any, threads: int) -> Any:

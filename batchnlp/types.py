@@ -9,7 +9,7 @@ This file imports numpy and pyarrow and nothing of batchnlp.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -84,14 +84,15 @@ class Shard:
 class Failure:
     """A document that has no result. Filled by whoever met it: reader, task or backend."""
 
-    doc: int  # row inside the shard; -1 from a reader, which knows only file and row
+    doc: int  # row inside the shard
     stage: str  # read, encode, forward, decode
     code: str  # snake_case, stable, grouped by in `status`
     message: str  # one sentence, without the document's text
     attempts: int = 1
-    file: str = ""  # InputFile.name
-    row: int = -1  # row in the file, from 0
-    line: int = -1  # line in the file, from 1, for line formats
+
+
+def _no_line(doc: int) -> int:
+    return -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class Docs:
     file: Int32  # index into the source's files
     row: Int64  # row in that file, from 0
     failures: tuple[Failure, ...] = ()
+    line: Callable[[int], int] = _no_line  # row of the shard → line in its file, from 1; -1 where there are none. Slow
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,7 +134,7 @@ class Pieces:
     """The tokenised shard, as columns. Filled by the task's `encode`.
 
     A piece is one sequence for the model; a long document is several pieces, a pair task makes several per document
-    too. Token ids include the special tokens.
+    too. Token ids include the special tokens. A server tokenises by itself: its pieces are `requests`, without ids.
     """
 
     ids: Int32  # [tokens] all pieces, one after the other
@@ -141,11 +143,10 @@ class Pieces:
     weight: Int32  # [pieces] content tokens that this piece owns
     type_ids: npt.NDArray[np.uint8] | None = None  # [tokens] segment ids, None when all are zero
     role: Int32 | None = None  # [pieces] what the task tells its pieces apart by (the label of an entailment pair)
-    own: Int32 | None = None  # [pieces] content tokens at its start that an earlier, overlapping window owns
-    char_start: Int32 | None = None  # [tokens] where in the text a token begins, -1 for those that are not of it
-    char_end: Int32 | None = None  # [tokens] one past its last character
+    word: Int32 | None = None  # [tokens] place in the piece where the token's word begins, if words are judged as one
     max_new: Int32 | None = None  # [pieces] tokens that may be generated; the job's limit without it
     seed: Int64 | None = None  # [pieces] of the sampling, so that an answer does not depend on its batch
+    requests: pa.Array | None = None  # [pieces] large_string prompts, or conversations, list<struct<role, content>>
 
     def __len__(self) -> int:
         return len(self.doc)
@@ -160,7 +161,7 @@ class Pieces:
 class Counts:
     """What happened to each document's tokens. Filled by the task's `encode`; becomes the count columns."""
 
-    n_tokens: Int32  # [docs] content tokens the document has
+    n_tokens: Int32  # [docs] content tokens the document has; -1 where nobody knows, which is written as null
     n_tokens_used: Int32  # [docs] content tokens the model saw
     n_windows: Int32  # [docs] windows the text was cut into
 
@@ -191,6 +192,7 @@ class Decoding:
     forced_bos: int | None = None  # token that an answer begins with (the language, for translation)
     json_schema: str | None = None  # of the answer, as JSON text
     logprobs: bool = False  # tell the log-probability of every token
+    n: int = 1  # answers to each request of a server; elsewhere each is a piece of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +216,11 @@ class Raw:
 
         scores         [pieces, labels]  logits of a sequence classifier
         vectors        [pieces, dim]     pooled states before any normalisation
-        token_scores   [tokens, labels]  logits of a token classifier, one row for each of `Pieces.ids`
-        span_scores    [tokens, 2]       start and end logits of an extractive reader
+        token_scores   [tokens, 2]       the likeliest label of each of `Pieces.ids` and its probability; where there is
+                                         `Pieces.word`, of the mean of its word's probabilities
+        span_scores    [tokens, 2]       start and end logits of an extractive reader, for each of `Pieces.ids`
         completions    [new tokens, 1]   log-probabilities where asked for; the tokens are in `Completions`
+        replies        nothing           the texts are in `Replies`
     """
 
     kind: str
@@ -234,6 +238,24 @@ class Completions(Raw):
     ids: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # [new tokens]
     starts: Int64 = field(default_factory=lambda: np.zeros(1, np.int64))  # [pieces + 1]
     finish: tuple[str, ...] = ()  # [pieces] stop, length, or "" where there is no answer
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server answers to one request; all of it is empty where there is no answer."""
+
+    texts: tuple[str, ...] = ()  # as many as were asked for
+    finish: tuple[str, ...] = ()  # of each: stop or length
+    logprobs: tuple[tuple[float, ...], ...] = ()  # of each, where asked for
+    n_tokens: int = -1  # of the request, as the server counts them; -1 where it does not
+    n_new_tokens: int = -1  # of all texts together
+
+
+@dataclass(frozen=True, slots=True)
+class Replies(Raw):
+    """Texts from a server: the answers to piece i are `replies[i]`."""
+
+    replies: tuple[Reply, ...] = ()
 
 
 class Feed(Protocol):
@@ -273,6 +295,7 @@ class Part:
     executed: int
     seconds: dict[str, float]  # encode, forward, write
     codes: dict[str, int] = field(default_factory=dict)  # dead letters by code
+    note: str = ""  # what the backend did otherwise than it would, and why
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,13 +319,21 @@ class ModelFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class Server(ModelFiles):
+    """A model behind an API: what it is, only the server knows. Filled by the planner, with a `config` that is empty."""
+
+    url: str = ""  # the base, as http://localhost:8000/v1
+    key_env: str | None = None  # the environment variable with the key, which itself is never kept
+
+
+@dataclass(frozen=True, slots=True)
 class Resolved:
     """What every `auto` became. Filled once, at the first start; kept in plan.json, so that a resume uses the same."""
 
-    device: str  # cpu, cuda, cuda:0, ...
-    dtype: str  # float32, bfloat16
+    device: str  # cpu, cuda, cuda:0, ...; or server
+    dtype: str  # float32, bfloat16; empty where the server decides
     backend: str
-    tokens_per_batch: int
+    tokens_per_batch: int  # 0 where the backend makes its own batches
     why: str  # one sentence for the user
 
 
@@ -327,3 +358,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return found[0] if found else ""
+
+
+def many(count: int, noun: str) -> str:
+    """1 shard, 2,000 shards."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

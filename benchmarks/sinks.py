@@ -45,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # outputs by hand,
 from postgres_server import binaries, server
 from warehouses import KINDS, Warehouse, write_output
 
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.load import load
 
 SHARD = 20_000

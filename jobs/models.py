@@ -7,6 +7,7 @@ but it has the shape of the original, and goes the same way through batchnlp. `-
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,16 @@ SEQ2SEQ = {
 }  # fmt: skip
 DECODER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
            "num_key_value_heads": 2, "initializer_range": 0.1}  # fmt: skip
+ENCODER = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+           "initializer_range": 0.2}  # fmt: skip
+NAMES = [f"{part}-{kind}" for kind in ("MISC", "PER", "ORG", "LOC") for part in "BI"]
 CLASSIFIER = {"dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 4, "initializer_range": 0.2}
 T5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0,
       "task_specific_params": {"summarization": {"prefix": "summarize: "}}}  # fmt: skip
 
 
 def labels(*names: str) -> dict[str, Any]:
-    """The labels of a classifier."""
+    """The labels of a classifier, of texts or of tokens."""
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
@@ -53,19 +57,25 @@ STAND_INS: dict[str, tuple[str, str, str, dict[str, Any], str, int]] = {
         "mrm8488/bert-tiny-finetuned-sms-spam-detection", "DistilBertForSequenceClassification", "DistilBertConfig",
         CLASSIFIER | labels("ham", "spam"), "<s> $A </s>", 512,
     ),
+    "ner": (
+        "dslim/bert-base-NER", "BertForTokenClassification", "BertConfig", ENCODER | labels("O", *NAMES), "<s> $A </s>", 512,
+    ),
+    "qa": (
+        "deepset/roberta-base-squad2", "RobertaForQuestionAnswering", "RobertaConfig", ENCODER, "<s> $A </s>", 512,
+    ),
 }  # fmt: skip
 
 
-def train_tokenizer() -> Tokenizer:
-    """Byte-level BPE on the corpus."""
+def train_tokenizer(texts: Iterable[str], size: int, special: Sequence[str]) -> Tokenizer:
+    """Byte-level BPE of `size` tokens, the special ones first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(pq.read_table(CORPUS, columns=["text"])["text"].to_pylist(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
@@ -73,7 +83,8 @@ def build(name: str, target: Path, tokenizer: Tokenizer) -> None:
     """One stand-in."""
     _, model, config, sizes, frame, positions = STAND_INS[name]
     used = [(token, SPECIAL.index(token)) for token in frame.split() if token != "$A"]
-    tokenizer.post_processor = processors.TemplateProcessing(single=frame, special_tokens=used)
+    pair = f"{frame} </s> $B </s>" if frame == "<s> $A </s>" else None  # as BART and RoBERTa have it
+    tokenizer.post_processor = processors.TemplateProcessing(single=frame, pair=pair, special_tokens=used)
     end = "<|im_end|>" if name == "qwen" else "</s>"
     fast = tf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token=end, pad_token="<pad>", unk_token="<unk>",
@@ -91,7 +102,8 @@ def build(name: str, target: Path, tokenizer: Tokenizer) -> None:
 def main(target: str = "models") -> None:
     """All of them, below `target`."""
     tf.utils.logging.disable_progress_bar()
-    tokenizer = train_tokenizer()
+    texts = pq.read_table(CORPUS, columns=["text"])["text"].to_pylist()
+    tokenizer = train_tokenizer(texts, VOCABULARY, SPECIAL)
     for name, (original, *_) in STAND_INS.items():
         build(name, Path(target) / name, tokenizer)
         sys.stdout.write(f"{target}/{name} stands for {original}\n")

@@ -6,6 +6,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,19 @@ def t5(models: Path) -> str:
 def coded(models: Path) -> str:
     """Encoder-decoder with language codes."""
     return _writer("coded", models)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Starts servers with an API, and ends them; who asks them is in a hurry."""
+    from api_server import ApiServer
+
+    from batchnlp.backends import openai_client
+
+    for name, value in {"PAUSE": 0.001, "LONGEST_PAUSE": 0.01, "ASK_AGAIN": (0.001, 0.001), "PATIENCE": 20.0}.items():
+        monkeypatch.setattr(openai_client, name, value)
+    with ExitStack() as servers:
+        yield lambda *act: servers.enter_context(ApiServer(*act))
 
 
 Corpus = Callable[..., Path]

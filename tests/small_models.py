@@ -46,8 +46,20 @@ MODELS: dict[str, Callable[[], Any]] = {
     "marian": lambda: t.MarianMTModel(t.MarianConfig(**_BART)),
     "m2m-100": lambda: t.M2M100ForConditionalGeneration(t.M2M100Config(**_BART)),
     "t5": lambda: t.T5ForConditionalGeneration(t.T5Config(**_T5)),
-    # These two do what packed tokens do not allow (a soft cap; positions inside the attention), and go in static batches.
-    "gemma2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**_LLAMA, num_key_value_heads=1, head_dim=8)),
+    "umt5": lambda: t.UMT5ForConditionalGeneration(t.UMT5Config(**_T5)),
+    # Soft caps low enough to be felt, and a window in every other layer.
+    "gemma2": lambda: t.Gemma2ForCausalLM(
+        t.Gemma2Config(
+            **_LLAMA,
+            num_key_value_heads=2,
+            head_dim=8,
+            attn_logit_softcapping=0.5,
+            final_logit_softcapping=20.0,
+            sliding_window=8,
+            query_pre_attn_scalar=8,
+        )
+    ),
+    # Positions inside the attention, which packed tokens do not allow: static batches.
     "bloom": lambda: t.BloomForCausalLM(
         t.BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
     ),

@@ -20,10 +20,10 @@ import pytest
 import tiny
 import torch
 
+from batchnlp.backends.base import Aborted
 from batchnlp.backends.device import Hardware, resolve, resume, usable_cpus
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.torch_encoder import TorchEncoder
-from batchnlp.backends.torch_model import Aborted
 from batchnlp.engine.api import apply
 from batchnlp.errors import BackendError, ModelError, UsageError, WorkerLostError
 from batchnlp.job.spec import EngineSpec, TaskSpec

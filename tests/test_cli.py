@@ -12,16 +12,21 @@ import click
 import pyarrow.parquet as pq
 import pytest
 import tiny
+import tiny_readers
 from commands import BAD, QUICK, Corpus, classify, invoke, last_json, rows_of
 
 from batchnlp.cli.main import main
+from batchnlp.cli.show import line_of
+from batchnlp.engine.driver import Progress
 
 README = Path(__file__).parents[1] / "README.md"
-ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--output", "--revision", "--set",
-           "--text-column"]  # fmt: skip
+ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--output", "--plan", "--revision",
+           "--set", "--text-column"]  # fmt: skip
 FLAGS = {
     "classify": ONE_OFF,
     "zero-shot": sorted([*ONE_OFF, "--labels"]),
+    "ner": ONE_OFF,
+    "qa": sorted([*ONE_OFF, "--question", "--question-column"]),
     "embed": ONE_OFF,
     "summarize": sorted([*ONE_OFF, "--prompt", "--max-new-tokens"]),
     "translate": sorted([*ONE_OFF, "--source-language", "--target-language", "--max-new-tokens"]),
@@ -29,9 +34,10 @@ FLAGS = {
     "chat": sorted([*ONE_OFF, "--prompt", "--system", "--max-new-tokens"]),
     "run": ["--help", "--json", "--mode", "--set"],
     "plan": ["--full", "--help", "--json", "--probe", "--set"],
+    "doctor": ["--help", "--json", "--rows", "--set"],
     "status": ["--help", "--json"],
     "verify": ["--help", "--json"],
-    "collect": ["--format", "--help", "--json", "--output"],
+    "collect": ["--dead", "--format", "--help", "--json", "--output"],
     "load": ["--help", "--json", "--set", "--to"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
@@ -142,6 +148,26 @@ def test_a_run_ends_with_one_json_object(tmp_path: Path, corpus: Corpus, classif
     assert [row["lang"] for row in rows[:3]] == ["en", "de", None]
 
 
+@pytest.mark.parametrize("closed", ["stderr", "stdout"])
+def test_a_run_does_not_depend_on_its_listeners(tmp_path: Path, corpus: Corpus, classifier: str, closed: str) -> None:
+    """As in `batchnlp ... 2>&1 | head -1`."""
+    out = tmp_path / "out"
+    cases = (classifier, 0), (f"{classifier}-not", 2)
+    for model, code in cases:
+        args = ["classify", corpus(name=f"of-{code}"), "-o", out, "--model", model, "--json", *QUICK]
+        command = [sys.executable, "-m", "batchnlp", *map(str, args)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        getattr(process, closed).close()
+        process.communicate(timeout=60)
+        assert process.returncode == code
+    assert (out / "_SUCCESS").is_file()
+
+
+def test_what_a_narrow_terminal_cuts_off_matters_least() -> None:
+    line = line_of(Progress(2_500_000, 3_000_000, 12, 3600.0, 2_500_000, 1e9, 2e9, 3000.0, "stopping"))
+    assert line[:75] == "stopping · 2,500,000/3,000,000 rows  83% · 694 docs/s · ETA 12:00 · dead 12"
+
+
 def test_the_same_command_again_does_nothing_and_says_so(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out, source = tmp_path / "out", corpus()
     first = last_json(classify(source, out, classifier, "--json"))
@@ -211,6 +237,25 @@ def test_zero_shot_with_labels(tmp_path: Path, corpus: Corpus, nli: str) -> None
     result = invoke("zero-shot", corpus(), "-o", out, "--model", nli, "--labels", "games, science", *QUICK)
     assert result.exit_code == 0, result.output
     assert {row["label"] for row in rows_of(out)} <= {"games", "science"}
+
+
+def test_ner_and_qa_from_flags(tmp_path: Path, corpus: Corpus) -> None:
+    texts = [f"the data of {tiny_readers.NAME}", "the data of a game"]
+    found = {"label": "PER", "text": tiny_readers.NAME, "start": 12, "end": 29}
+    source, model = corpus(texts), tiny_readers.save_spotter(tmp_path / "ner", limit=64)
+    result = invoke("ner", source, "-o", tmp_path / "a", "--model", model, *QUICK)
+    assert result.exit_code == 0, result.output
+    rows = [[{k: v for k, v in e.items() if k != "score"} for e in row["entities"]] for row in rows_of(tmp_path / "a")]
+    assert rows == [[found], []]
+    model = tiny_readers.save_spotter(tmp_path / "qa", answers=True, limit=64)
+    for i, flag in enumerate((["--question", "who?"], ["--question-column", "lang"])):
+        result = invoke("qa", source, "-o", tmp_path / f"b{i}", "--model", model, *flag, *QUICK)
+        assert result.exit_code == 0, result.output
+        answers = [(row["answer"], row["start"], row["end"]) for row in rows_of(tmp_path / f"b{i}")]
+        assert answers == [(tiny_readers.NAME, 12, 29), (None, None, None)]
+    result = invoke("qa", source, "-o", tmp_path / "c", "--model", model, *QUICK)
+    assert result.exit_code == 2
+    assert "task.question is needed for qa" in result.stderr
 
 
 # --- dead letters
@@ -299,6 +344,22 @@ def test_an_output_that_is_a_file_is_one_line(tmp_path: Path, corpus: Corpus, cl
     assert (tmp_path / "out").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "link/out"])
+def test_an_output_that_cannot_be_is_one_line(tmp_path: Path, corpus: Corpus, classifier: str, name: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    result = classify(corpus(), tmp_path / name, classifier)
+    assert result.exit_code == 2, result.exception
+    assert len(result.stderr.splitlines()) == 1
+    assert re.match("batchnlp: cannot (read|write) ", result.stderr)
+
+
+def test_nothing_is_not_here(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    """As from a variable of the shell that is not set."""
+    for source, model, word in (("", classifier, "source.path is empty"), (corpus(), "", "task.model is empty")):
+        result = invoke("classify", source, "-o", tmp_path / "out", "--model", model, *QUICK)
+        assert (result.exit_code, word in result.stderr) == (2, True)
+
+
 def test_no_job_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "nightly.yaml").write_text("{}")
     result = invoke("run", tmp_path / "nightli.yaml")
@@ -355,17 +416,41 @@ def test_plan_tells_and_writes_nothing(tmp_path: Path, corpus: Corpus, classifie
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_one_off_is_planned_with_its_own_flags(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    result = classify(corpus(), out, classifier, "--plan", "--json", "--keep", "lang")
+    assert result.exit_code == 0, result.output
+    planned = last_json(result)
+    assert (planned["rows"], planned["committed"]) == (25, 0)
+    assert not out.exists()
+    assert (
+        last_json(classify(tmp_path / "corpus", out, classifier, "--json", "--keep", "lang"))["run"] == planned["run"]
+    )
+
+
+def test_plan_subtracts_what_is_done(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    spec, source = tmp_path / "job.yaml", corpus()
+    spec.write_text(json.dumps({
+        "source": {"path": str(source), "rows_per_shard": 10}, "task": {"kind": "classify", "model": classifier},
+        "engine": {"runner": "inline", "dtype": "float32", "device": "cpu"}, "output": {"path": str(tmp_path / "out")},
+    }))  # fmt: skip
+    assert invoke("run", spec).exit_code == 0
+    next(tmp_path.glob("out/_batchnlp/*/commits/00002.json")).unlink()
+    tree = last_json(invoke("plan", spec, "--probe", "--json", "--set", "source.rows_per_shard=5"))
+    assert (tree["shards"], tree["committed"], tree["rows_done"]) == (3, 2, 20), "as the run will go on"
+    assert tree["seconds"] == pytest.approx(5 / tree["docs_per_second"])
+    assert "20 rows in 2 shards" in invoke("plan", spec).stdout
+
+
 def test_plan_counts_all_rows_it_will_not_answer(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     spec = tmp_path / "job.yaml"
     spec.write_text(json.dumps({
         "source": {"path": str(corpus(BAD))}, "task": {"kind": "classify", "model": classifier},
         "output": {"path": str(tmp_path / "out")},
     }))  # fmt: skip
-    assert last_json(invoke("plan", spec, "--json", "--full"))["dead"] == {
-        "blank_text": 1,
-        "empty_text": 1,
-        "null_text": 1,
-    }
+    told = last_json(invoke("plan", spec, "--json", "--full"))
+    assert told["dead"] == {"blank_text": 1, "empty_text": 1, "null_text": 1}
+    assert told["duplicate_share"] == 0, "what has no text is no other's twin"
 
 
 def test_verify_finds_damage(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
@@ -387,8 +472,103 @@ def test_collect_writes_beside_the_output(tmp_path: Path, corpus: Corpus, classi
     out = tmp_path / "out"
     classify(corpus(), out, classifier)
     result = invoke("collect", out, "--format", "csv", "--json")
-    assert last_json(result) == {"status": "done", "rows": 25, "file": str(tmp_path / "out.csv"), "format": "csv"}
+    want = {"status": "done", "rows": 25, "dead": 0, "file": str(tmp_path / "out.csv"), "format": "csv"}
+    assert last_json(result) == want
+    assert "dead" not in result.stderr
     assert (tmp_path / "out.csv").read_text().count("\n") == 26
     refused = invoke("collect", out, "-o", "-", "--format", "parquet")
     assert refused.exit_code == 2
     assert "Parquet cannot go to stdout" in refused.stderr
+
+
+def test_collect_tells_of_dead_letters_and_writes_them_too(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    classify(corpus(BAD), out, classifier, "--set", "limits.max_failed=3", "--set", "source.rows_per_shard=4")
+    result = invoke("collect", out)
+    assert result.stderr.splitlines()[-1] == (
+        f"3 dead letters beside them: batchnlp collect {out} --dead tells which, and why"
+    )
+    assert f"batchnlp collect {out} --dead -o -" in invoke("status", out).stdout
+    dead = invoke("collect", out, "--dead", "-o", "-")
+    rows = [json.loads(line) for line in dead.stdout.splitlines()]
+    assert [(row["id"], row["code"]) for row in rows] == [
+        ("doc-007", "null_text"), ("doc-008", "empty_text"), ("doc-009", "blank_text"),
+    ]  # fmt: skip
+    assert dead.stderr == "3 dead letters in stdout\n"
+    for suffix in ("parquet", "csv"):
+        assert last_json(invoke("collect", out, "--dead", "--format", suffix, "--json"))["rows"] == 3
+        assert (tmp_path / f"out.dead.{suffix}").is_file()
+    assert pq.read_table(tmp_path / "out.dead.parquet")["row"].to_pylist() == [7, 8, 9]
+
+
+def test_dead_letters_of_line_formats_name_their_line(tmp_path: Path, classifier: str) -> None:
+    """Also of rows that the reader found nothing wrong with."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "game"}\n\n{"text": ""}\n{"text": "science"}\nnot json\n')
+    (tmp_path / "in" / "b.csv").write_text('text\n"a\nb"\n" "\nweb\n')
+    out = tmp_path / "out"
+    limit = ["--set", "limits.max_failed=50%"]
+    assert invoke("classify", tmp_path / "in", "-o", out, "--model", classifier, *QUICK, *limit).exit_code == 0
+    rows = [json.loads(line) for line in invoke("collect", out, "--dead", "-o", "-").stdout.splitlines()]
+    assert [(row["file"], row["row"], row["line"], row["code"]) for row in rows] == [
+        ("a.jsonl", 1, 3, "empty_text"), ("a.jsonl", 3, 5, "malformed_json"), ("b.csv", 1, 4, "blank_text"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["all.txt", "all", "all.csv.gz"])
+def test_collect_guesses_no_format(tmp_path: Path, corpus: Corpus, classifier: str, name: str) -> None:
+    out = tmp_path / "out"
+    classify(corpus(), out, classifier)
+    result = invoke("collect", out, "-o", tmp_path / name)
+    assert result.exit_code == 2
+    assert f"the name {tmp_path / name} says no format (end it in .parquet, .csv or .jsonl" in result.stderr
+    assert not (tmp_path / name).exists()
+    assert invoke("collect", out, "-o", tmp_path / name, "--format", "csv").exit_code == 0
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "flipped"])
+def test_collect_of_a_broken_part_is_one_line_and_its_hint_works(
+    tmp_path: Path, corpus: Corpus, classifier: str, damage: str
+) -> None:
+    out, source = tmp_path / "out", corpus()
+    classify(source, out, classifier)
+    want = rows_of(out)
+    path = next(out.glob("part-*"))
+    data = bytearray(path.read_bytes())
+    data[60] ^= 0xFF
+    path.write_bytes({"gone": b"", "short": data[:-1], "flipped": data}[damage])
+    if damage == "gone":
+        path.unlink()
+    result = invoke("collect", out)
+    assert result.exit_code == 3
+    assert len(result.stderr.splitlines()) == 1
+    what = {"gone": "was committed and is gone", "short": "bytes instead of", "flipped": "cannot be read: "}[damage]
+    assert result.stderr.startswith(f"batchnlp: {path} ")
+    assert what in result.stderr
+    assert ("is damaged" if damage == "flipped" else what) in invoke("verify", out).stderr
+    if damage != "flipped":  # they look at names and sizes
+        assert what in classify(source, out, classifier).stderr
+        assert what in last_json(invoke("status", out, "--json"))["damage"][0]
+    commit = re.search(r"remove (\S+) and run the job again", result.stderr)
+    assert commit
+    Path(commit[1]).unlink()
+    assert classify(source, out, classifier).exit_code == 0
+    assert rows_of(out) == want
+
+
+def test_status_names_some_of_many_lost_files(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / "out"
+    classify(corpus(), out, classifier, "--set", "source.rows_per_shard=2")
+    for path in out.glob("part-*"):
+        path.unlink()
+    tree = last_json(invoke("status", out, "--json"))
+    assert (tree["status"], tree["shards"], len(tree["damage"])) == ("damaged", 13, 4)
+    assert tree["damage"][3] == "and 10 files more; batchnlp verify names them all"
+
+
+def test_nothing_is_cut_off_where_there_is_no_terminal(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
+    out = tmp_path / ("long" * 30) / ("name" * 30)
+    classify(corpus(BAD), out, classifier)
+    told = invoke("status", out).stdout
+    assert f"collect {out} --dead" in told
+    assert not [line for line in told.splitlines() if line != line.rstrip()]

@@ -129,6 +129,31 @@ def test_set_that_makes_no_sense(setting: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("engine.dtpye=float32", "--set: unknown key engine.dtpye (did you mean engine.dtype?)"),
+        ("engine={dtpye: float32}", "--set: unknown key engine.dtpye (did you mean engine.dtype?)"),
+        ("engine.replicas=0", "--set: engine.replicas: Input should be"),
+        ("task.labels=[]", "--set: task.labels is needed for zero-shot"),
+        ("=3", "--set =3 has no key"),
+    ],
+)
+def test_what_set_gets_wrong_is_not_the_file_s_fault(setting: str, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        build_spec(tree(), [setting], where="job.yaml")
+    assert str(caught.value).startswith(message)
+    with pytest.raises(SpecError, match=r"^job\.yaml: unknown key source\.txt"):
+        build_spec(tree(source__txt="x"), ["engine.dtype=float32"], where="job.yaml")
+
+
+def test_a_variable_that_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHNLP_ENGINE__REPLICAS", "0")
+    with pytest.raises(SpecError, match=r"^BATCHNLP_ENGINE__REPLICAS: engine\.replicas: "):
+        build_spec(tree(), where="job.yaml")
+    assert build_spec(tree(), ["engine.replicas=1"]).engine.replicas == 1
+
+
 def test_set_does_not_change_what_was_given() -> None:
     given = tree()
     build_spec(given, ["engine.dtype=float32", "task.model=other"])
@@ -148,7 +173,15 @@ def test_set_does_not_change_what_was_given() -> None:
         ({"output__path": None}, "the job: output.path: "),
         ({"task__template": "no place"}, "the job: task.template needs a {} where the label goes"),
         ({"limits__max_failed": "many"}, "the job: limits.max_failed is a count (100) or a share (0.1%)"),
+        ({"limits__max_failed": -1}, "the job: limits.max_failed is a count (100) or a share (0.1%), not -1"),
+        ({"limits__max_failed": 0.5}, "the job: limits.max_failed is a count (100) or a share (0.1%), not 0.5"),
         ({"engine__replicas": 0}, "the job: engine.replicas: "),
+        ({"engine": 3}, "the job: engine is a section, not 3 (its keys: engine.runner, engine.address, "),
+        (
+            {"engine__runner": "rya"},
+            "the job: engine.runner: Input should be 'ray' or 'inline', not 'rya' (did you mean ray?)",
+        ),
+        ({"engine__device": "gpu"}, "the job: engine.device: String should match pattern '^(auto|cpu|cuda"),
         ({"output__partition_by": "lang"}, "the job: output.partition_by names 'lang', which source.keep does not"),
         ({"task__kind": "classify"}, "the job: task.labels belongs to zero-shot, not to classify"),
         ({"task__labels": [True, False]}, "the job: task.labels: True is not text; put it in quotes"),
@@ -208,6 +241,7 @@ def test_aliases_are_refused(job: Callable[..., Path]) -> None:
         ("source: {path: a}\ntask: {kind: embed, no: m}\noutput: {path: o}\n", "the key False of the job is not text"),
         ("source:\n  path: a\n  text: b\n  path: c\n", r"the key path is there twice, again in line 4"),
         ("job: 2024-13-45", "is not valid YAML: month must be in 1..12"),
+        ("a: {b: 1\nc: 2\n", r"job.yaml is not valid YAML: line 2, column 2: expected ',' or '}', but got ':'$"),
         ("[" * 5000, "is not valid YAML: maximum recursion depth"),
         ("source: corpus\ntask: {kind: embed, model: m}\noutput: {path: o}\n", "source"),
     ],
@@ -228,6 +262,8 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00job")
     with pytest.raises(SpecError):
         load_spec(path)
+    with pytest.raises(SpecError, match=r" cannot be read: Is a directory \(give the YAML file of a job\)"):
+        load_spec(tmp_path)
 
 
 # --- schema and keys
@@ -303,6 +339,13 @@ def identity(model: ModelFiles = MODEL, files: tuple[InputFile, ...] = FILES, **
 )
 def test_what_changes_results_changes_the_fingerprint(more: Tree) -> None:
     assert identity(**more) != identity()
+
+
+def test_code_that_means_something_else_changes_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, old = identity(), fingerprint_facts(build_spec(tree()), MODEL, FILES)
+    monkeypatch.setattr("batchnlp.job.identity.SEMANTICS", 1_000_000)
+    assert identity() != before
+    assert differences(old, fingerprint_facts(build_spec(tree()), MODEL, FILES)) == ["recipe.semantics"]
 
 
 def test_partitions_change_the_fingerprint() -> None:

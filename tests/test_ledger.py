@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from outputs import FACTS, PRINT, RESOLVED, Crash, CrashingStore, Run, make_plan
 
-from batchnlp.data.ledger import Ledger, open_ledgers, sweep_dropped
+from batchnlp.data.ledger import Ledger, open_ledgers
 from batchnlp.data.parts import staging_folder
 from batchnlp.data.store import LocalStore
 from batchnlp.data.verify import verify
@@ -237,36 +237,3 @@ def test_finish_without_success_leaves_no_success_of_before(run: Run) -> None:
     run.complete()
     run.finish(success=False)
     assert run.store.read("_SUCCESS") is None
-
-
-def test_drop_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
-    run = Run(tmp_path / "out", partition_by=["lang"])
-    run.complete(dead=1)
-    (tmp_path / "out" / "mine.txt").write_text("keep")
-    run.ledger.drop()
-    left = {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    assert left == {"mine.txt", "_SUCCESS", "current.json"}
-    assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith("lang=")]
-
-
-def test_a_crash_while_dropping_a_run_leaves_nothing_of_it_to_the_same_job(run: Run) -> None:
-    run.complete(dead=1)
-    store = CrashingStore(run.store.root)
-    store.before = "remove"
-    with pytest.raises(Crash):
-        Ledger(store, PRINT).drop()
-    again = Ledger(run.store, PRINT)
-    assert again.plan_tree() is None
-    assert again.recover(run.plan.shards, "next") == {}, "nothing half"
-    sweep_dropped(run.store)
-    assert run.store.names("_batchnlp") == ["current.json"]
-    assert [n for n in run.store.names("") if n.startswith("part-")] == []
-
-
-def test_what_is_left_of_a_dropped_run_takes_no_new_run_along(run: Run) -> None:
-    """Swept late: the same job has begun again meanwhile."""
-    run.complete()
-    os.rename(run.store.path(run.ledger.control), run.store.path(f"_batchnlp/.dropped-{PRINT}"))
-    run.ledger.create_plan(run.plan, FACTS, RESOLVED, {})
-    sweep_dropped(run.store)
-    assert run.ledger.plan_tree() is not None

@@ -21,7 +21,7 @@ from batchnlp.engine import driver
 from batchnlp.engine.signals import Interrupt
 from batchnlp.errors import SpecError
 from batchnlp.job.load import build_target
-from batchnlp.job.statement import StatementSpec
+from batchnlp.job.sinks import StatementSpec
 from batchnlp.sinks.statements import statements
 
 
@@ -155,6 +155,8 @@ def test_wrong_sinks_are_told_before_the_run(out: Path, corpus: Corpus, classifi
         assert result.exit_code == 2, (name, result.output)
         assert part in result.stderr, (name, result.stderr)
         assert not out.exists(), name
+    result = classify(source, out, classifier, "--set", "sinks=[duckdb]")
+    assert "sinks is a section, not 'duckdb' (its keys: sinks.kind, sinks.database, " in result.stderr
 
 
 @pytest.mark.parametrize(

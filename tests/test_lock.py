@@ -85,6 +85,21 @@ def test_taken_and_given_back(store: LocalStore) -> None:
     again.release()
 
 
+def test_a_file_system_without_flock_has_the_lock_all_the_same(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    lock = Lock(store, "mine")
+    lock.acquire()
+    with pytest.raises(LockedError):
+        Lock(store, "theirs").acquire()
+    lock.release()
+    assert holder(store) is None
+
+
 def test_the_living_hold_it_and_are_named(store: LocalStore) -> None:
     with another_process(store) as process:
         with pytest.raises(LockedError, match=f"in use by process {process.pid} on ") as caught:

@@ -97,5 +97,7 @@ def test_a_shard_of_dead_letters_alone(tmp_path: Path) -> None:
 
 def test_part_json_is_the_part(run: Run) -> None:
     part = run.write(0, dead=1)
-    text = run.store.read(f"{staging_folder(run.ledger.control, 0, 'one')}/part.json")
-    assert part_from_json(json.loads(text or b"")) == part
+    tree = json.loads(run.store.read(f"{staging_folder(run.ledger.control, 0, 'one')}/part.json") or b"")
+    assert part_from_json(tree) == part
+    assert tree.pop("note") == ""
+    assert part_from_json(tree) == part, "outputs begun before parts had a note go on"

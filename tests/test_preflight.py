@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
 import torch
+from huggingface_hub import errors
 from transformers import AutoConfig, AutoModel
 
 import batchnlp
@@ -19,6 +22,12 @@ from batchnlp.backends.model_files import OFFSET_POSITIONS, resolve_model
 from batchnlp.engine.planner import Prepared, prepare
 from batchnlp.errors import ModelError, SourceError
 from batchnlp.job.load import build_spec
+
+
+def answer(kind: type[errors.HfHubHTTPError]) -> errors.HfHubHTTPError:
+    """An error of the hub as it comes from an answer over the net."""
+    response = types.SimpleNamespace(headers={}, request=None)
+    return kind("500 for page", response=response)  # type: ignore[arg-type]
 
 
 def preflight(path: Path, model: str, kind: str = "classify", **more: Any) -> Prepared:
@@ -123,3 +132,38 @@ def test_a_limit_of_the_tokenizer_can_be_raised_where_positions_have_none(classi
     (path / "config.json").write_text(json.dumps({**tree, "model_type": "deberta-v2"}))
     assert resolve_model(str(path), None).max_length == tiny.LIMIT
     assert resolve_model(str(path), None, 500).max_length == 500
+
+
+def test_a_model_file_that_cannot_be_read_is_named(tmp_path: Path, classifier: str) -> None:
+    shutil.copytree(classifier, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match=r"model cannot be read: No such file or directory: .*/nowhere \(make it"):
+        resolve_model(str(tmp_path / "model"), None)
+
+
+# --- the hub
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (errors.LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder"), "HF_HUB_OFFLINE is set"),
+        (errors.OfflineModeIsEnabled("Cannot reach https://..."), "HF_HUB_OFFLINE is set"),
+        (answer(errors.RepositoryNotFoundError), "a private one needs HF_TOKEN"),
+        (answer(errors.GatedRepoError), "agreed to its terms"),
+        (answer(errors.RevisionNotFoundError), "but not that revision"),
+        (answer(errors.HfHubHTTPError), "the hub fails: 500 for page"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_the_hub_says_comes_to_one_clause(error: Exception, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **more: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ModelError, match=r"^no model org/none at revision main \(") as caught:
+        resolve_model("org/none", "main")
+    assert hint in str(caught.value)
+    assert len(str(caught.value)) < 200

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,20 +23,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
+from processes import DEADLINE, commits, start, wait_for_commits
 
 import batchnlp
 from batchnlp import registry
 from batchnlp.backends.device import usable_cpus
 from batchnlp.data.collect import tables
-from batchnlp.data.ledger import open_ledgers
 from batchnlp.data.verify import verify
+from batchnlp.engine import signals
 from batchnlp.engine.driver import Progress, RunResult
-from batchnlp.engine.signals import Interrupt, Interrupted, keep_signals, watch_signals
-from batchnlp.errors import SourceError, UsageError
+from batchnlp.engine.signals import Interrupt, keep_signals, watch_signals
+from batchnlp.errors import Interrupted, SourceError, UsageError
 
 ROWS = 1000
 PER_SHARD = 5
-DEADLINE = 120  # seconds after which a wait is a failure
 
 
 @pytest.fixture(scope="module")
@@ -79,29 +80,6 @@ def undisturbed(docs: Path, classifier: str, tmp_path_factory: pytest.TempPathFa
     assert (result.status, result.rows, result.dead, result.shards) == ("done", ROWS, 3, ROWS // PER_SHARD)
     assert result.codes == {"null_text": 1, "empty_text": 1, "blank_text": 1}
     return table(out)
-
-
-def start(tmp_path: Path, spec: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
-    """The job in a process of its own."""
-    file = tmp_path / "job.yaml"
-    file.write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "batchnlp", "run", str(file), "--json"]
-    environ = os.environ | environment
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ)
-
-
-def wait_for_commits(out: Path, count: int, process: subprocess.Popen[str]) -> None:
-    """Until so many shards are committed."""
-    limit = time.monotonic() + DEADLINE
-    while len(list(out.glob("_batchnlp/*/commits/*.json"))) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < limit, "no commits"
-        time.sleep(0.01)
-
-
-def commits(out: Path) -> dict[int, str]:
-    """Shard and attempt of every commit."""
-    return {shard: part.attempt for ledger in open_ledgers(str(out)) for shard, part in ledger.commits().items()}
 
 
 def assert_resumes(spec: dict[str, Any], out: Path, undisturbed: pa.Table) -> RunResult:
@@ -239,15 +217,73 @@ def test_two_nodes(ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path
 
 
 @pytest.mark.skipif(usable_cpus() < 2, reason="half of one CPU is one")
-def test_a_replica_that_no_node_can_hold_is_refused(
-    ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path
+def test_a_replica_that_no_node_can_hold_waits_for_one_that_can(
+    ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray itself would wait for ever."""
+    """As an autoscaler brings one; where none comes, Ray itself would wait for ever."""
+    from batchnlp.engine import ray_runner
+
     spec = job(docs, tmp_path / "out", classifier, "ray", replicas=1, address=ray_cluster.address)
     cpus, half = usable_cpus(), usable_cpus() // 2
-    want = rf"asks for {cpus} CPUs \+ 0 GPUs, and no node .* has them: 2 x {half} CPUs \+ 0 GPUs \(with more engine\.replicas"
-    with pytest.raises(UsageError, match=want):
-        batchnlp.run(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_runner, "ROOM_SECONDS", 0.0)
+        want = (
+            rf"asks for {cpus} CPUs \+ 0 GPUs, and no node .* has them: 2 x {half} CPUs .* \(with more engine\.replicas"
+        )
+        with pytest.raises(UsageError, match=want):
+            batchnlp.run(spec)
+    notes: list[str] = []
+
+    def scale(progress: Progress) -> None:
+        if not notes:
+            ray_cluster.add_node(num_cpus=cpus)
+        notes.append(progress.note)
+
+    assert batchnlp.run(spec, scale).status == "done"
+    assert notes[0] == f"waiting for a node with {cpus} CPUs + 0 GPUs"
+    assert "starting" in notes, "then it loads its model like any other"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_told_at_once(address: str) -> None:
+    from batchnlp.engine.ray_runner import start_ray
+
+    with pytest.raises(UsageError, match=r"no Ray cluster at .*:1: .*Connection refused \(check engine\.address"):
+        start_ray(address, 1, 0)
+
+
+def test_a_replica_lost_while_stopping_has_no_successor(docs: Path, classifier: str, tmp_path: Path) -> None:
+    spec = job(one_shard(docs, tmp_path), out := tmp_path / "out", classifier, "ray", replicas=1, tokens_per_batch=1)
+    spec["source"]["rows_per_shard"] = 30 * ROWS
+    process = start(tmp_path, spec)
+    wait_for_line(process, COMPUTES)
+    process.send_signal(signal.SIGTERM)
+    wait_for_line(process, "finishing")
+    (victim,) = replicas_of(process.pid)
+    victim.kill()
+    victim.wait(DEADLINE)
+    while process.poll() is None:
+        assert not [title for title in titles(process.pid) if "ray::Replica" in title]
+        time.sleep(0.05)
+    assert process.returncode == 143
+    assert commits(out) == {}
+
+
+def one_shard(docs: Path, tmp_path: Path) -> Path:
+    """Thirty thousand rows: with one document a batch, half a minute at least."""
+    many = tmp_path / "many.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(docs)] * 30), many)
+    return many
+
+
+COMPUTES = r" [1-9][\d,]* tokens/s"
+
+
+def wait_for_line(process: subprocess.Popen[str], pattern: str) -> None:
+    """Until the process says so on stderr."""
+    assert process.stderr is not None
+    while not re.search(pattern, line := process.stderr.readline()):
+        assert line, f"ended without {pattern}"
 
 
 @pytest.mark.parametrize(
@@ -299,22 +335,20 @@ def test_a_second_run_is_locked_out(docs: Path, classifier: str, tmp_path: Path)
 
 
 def test_second_signal_leaves_at_once(docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table) -> None:
-    """With one shard of thirty thousand rows under way, which the first signal would wait for."""
-    many = tmp_path / "many.parquet"
-    pq.write_table(pa.concat_tables([pq.read_table(docs, columns=["text"])] * 30), many)
-    spec = job(many, out := tmp_path / "out", classifier)
-    spec["source"] = {"path": str(many), "rows_per_shard": 30 * ROWS}
-    spec["engine"]["tokens_per_batch"] = 1  # one document a batch: half a minute at least
+    """With one shard under way, which the first signal would wait for."""
+    spec = job(one_shard(docs, tmp_path), out := tmp_path / "out", classifier, tokens_per_batch=1)
+    spec["source"]["rows_per_shard"] = 30 * ROWS
     process = start(tmp_path, spec)
-    assert process.stderr is not None
-    while "docs/s" not in (line := process.stderr.readline()):
-        assert line, "ended before its first line of progress"
+    wait_for_line(process, COMPUTES)
     process.send_signal(signal.SIGINT)
-    while "finishing" not in (line := process.stderr.readline()):
-        assert line, "ended without a word"
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    wait_for_line(process, "finishing")
+    while process.poll() is None:  # two that come together are one
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    stdout, _ = process.communicate(timeout=10)
     assert process.returncode == 130
+    last = json.loads(stdout)
+    assert (last["status"], last["exit_code"]) == ("stopped", 130), "programs are told too"
     assert not list(out.glob("part-*"))
     assert not (out / "_SUCCESS").exists()
 
@@ -336,9 +370,10 @@ def test_second_signal_leaves_although_a_child_has_just_gone(monkeypatch: pytest
     last, interrupt = Child(), Interrupt()
     monkeypatch.setattr(psutil.Process, "children", lambda process, recursive: [Gone(), last])
     monkeypatch.setattr(os, "_exit", leave)
-    interrupt.handle(signal.SIGINT, None)
+    monkeypatch.setattr(signals, "ONE", 0.0)
+    interrupt.notice(signal.SIGINT)
     with pytest.raises(SystemExit, match="130"):
-        interrupt.handle(signal.SIGINT, None)
+        interrupt.notice(signal.SIGINT)
     assert last.killed
 
 
@@ -351,6 +386,7 @@ def start_as_ray_does(meanwhile: list[signal.Signals]) -> None:
 
 def test_a_signal_that_ray_s_own_handler_took_is_ours_again() -> None:
     with watch_signals() as interrupt:
+        interrupt.defer()
         ours = signal.getsignal(signal.SIGTERM)
         start_as_ray_does([])
         assert signal.getsignal(signal.SIGTERM) == ours

@@ -21,7 +21,7 @@ from outputs import Crash
 from warehouses import KINDS, Rows, Warehouse, topics, write_output
 
 from batchnlp import registry
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.load import load
 
 Make = Callable[[str], Warehouse]

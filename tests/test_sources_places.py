@@ -73,13 +73,40 @@ def test_results_inside_the_corpus_are_no_part_of_it(tmp_path: Path) -> None:
 
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     assert read(tmp_path) == ["a"]
-    assert read(tmp_path / "**/*.parquet") == ["a", "of another job"], "a pattern means what it says"
-    assert read(tmp_path / "other") == read(tmp_path / "other/part-*.parquet") == ["of another job"]
+    for pattern in ("**/*.parquet", "**", "*", "[am]*"):
+        assert read(tmp_path / pattern) == ["a"], pattern
+    for pattern in ("other", "other/part-*.parquet", "other/**/*.parquet", "*/part-0.parquet"):
+        assert read(tmp_path / pattern) == ["of another job"], "named"
+    with pytest.raises(SourceError, match=r"matches no file .*outputs of batchnlp must be named"):
+        read(tmp_path / "oth*")
     for path in ("mine", "mine/lang=de", "mine/lang=de/*.parquet", "link", "other/../mine"):
-        with pytest.raises(SourceError, match=r"is in the output of this job \(choose an output\.path outside"):
+        with pytest.raises(
+            SourceError, match=r"lies in the output of this job, .*/mine \(choose an output\.path beside"
+        ):
             read(tmp_path / path)
     with pytest.raises(SourceError, match=r"is among the control files of a run \(its results are beside them\)"):
         read(tmp_path / "other/_batchnlp/fp/dead/*.parquet")
+
+
+def test_links_to_results_are_no_corpus_of_their_own(tmp_path: Path) -> None:
+    put(tmp_path / "a.parquet", "a")
+    put(tmp_path / "mine" / "part-0.parquet", "mine")
+    put(tmp_path / "other" / "part-0.parquet", "of another job")
+    (tmp_path / "other" / "_batchnlp").mkdir()
+    (tmp_path / "b.parquet").symlink_to(tmp_path / "mine" / "part-0.parquet")
+    (tmp_path / "c.parquet").symlink_to(tmp_path / "other" / "part-0.parquet")
+    source = Source.open(config(tmp_path, tmp_path / "other"), str(tmp_path / "mine"))
+    assert contents(source) == ["a", "of another job"], "the link names it, and it counts once"
+
+
+def test_links_to_files_count_once_but_for_those_into_a_cache_by_content(tmp_path: Path) -> None:
+    put(tmp_path / "2024.jsonl", "x")
+    (tmp_path / "latest.jsonl").symlink_to(tmp_path / "2024.jsonl")
+    assert names(Source.open(config(tmp_path))) == ["2024.jsonl"]
+    put(tmp_path / "cache" / "blobs" / "abc", "y")
+    for name in ("train.jsonl", "test.jsonl"):
+        (tmp_path / "cache" / name).symlink_to(tmp_path / "cache" / "blobs" / "abc")
+    assert names(Source.open(config(tmp_path / "cache"))) == ["test.jsonl", "train.jsonl"]
 
 
 def test_links_to_directories_are_followed_and_count_once(tmp_path: Path) -> None:
@@ -112,6 +139,25 @@ def test_a_directory_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "scandir", denied)
     with pytest.raises(SourceError, match=r"/b cannot be listed: Permission denied \(make it readable, or leave"):
         Source.open(config(tmp_path))
+
+
+@pytest.mark.parametrize("pattern", ["**/*.jsonl", "*/*.jsonl", "b/*.jsonl", "[b]/deep/*.jsonl"])
+def test_a_pattern_loses_no_directory_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    put(tmp_path / "a" / "a.jsonl", "a")
+    put(tmp_path / "b" / "deep" / "b.jsonl", "b")
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).rstrip("/").endswith("/b"))
+    with pytest.raises(SourceError, match=r"/b cannot be listed: Permission denied \(make it readable, or leave"):
+        Source.open(config(tmp_path / pattern))
+    assert contents(Source.open(config(tmp_path / "a/*.jsonl"))) == ["a"]
+
+
+def test_a_place_that_cannot_be_looked_at_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: str) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", denied)
+    with pytest.raises(SourceError, match=r"x\.jsonl does not exist \(.* cannot be listed: Permission denied\)"):
+        Source.open(config(tmp_path / "x.jsonl"))
 
 
 def test_globs_and_files_count_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from batchnlp.data.store import LocalStore
-from batchnlp.errors import OutputError
+from batchnlp.errors import OutputError, StoppedError
 
 
 def test_of_many_creators_one_wins_and_its_content_stands(tmp_path: Path) -> None:
@@ -64,3 +65,24 @@ def test_publish_replaces_what_is_another_file(tmp_path: Path) -> None:
     store.publish("staging/x", "deep/x")
     assert store.read("deep/x") == b"whole"
     assert os.listdir(tmp_path / "deep") == ["x"]
+
+
+def test_a_file_system_without_hard_links_is_told_by_the_first_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OutputError, match=r"makes no hard links.*\(choose an output\.path on one that does"):
+        LocalStore(tmp_path).create("plan.json", b"{}")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_told_wherever_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StoppedError, match="no space left"):
+        LocalStore(tmp_path).create("plan.json", b"{}")

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from outputs import ROWS, Run, letters, results
 
@@ -31,7 +32,7 @@ def test_verify_finds_a_missing_file(run: Run, kind: str) -> None:
     run.complete(dead=1)
     name = next(f.name for f in run.ledger.commits()[1].files if f.kind == kind)
     os.unlink(run.store.path(name))
-    assert f"{run.store.path(name)} is missing" in the_problem(run)
+    assert f"{run.store.path(name)} was committed and is gone" in the_problem(run)
 
 
 def test_verify_finds_a_damaged_byte_anywhere(run: Run) -> None:
@@ -53,6 +54,26 @@ def test_verify_finds_a_missing_commit(run: Run) -> None:
     run.complete()
     run.store.remove(f"{run.ledger.control}/commits/00001.json")
     assert "shard 1 is not committed" in the_problem(run)
+
+
+def test_many_missing_commits_are_one_line(tmp_path: Path) -> None:
+    run = Run(tmp_path, shards=9)
+    run.commit(run.write(0))
+    assert verify(run.store.root).problems == [
+        f"run {run.ledger.run}: 8 of 9 shards (the first: 1) are not committed; run the job again",
+        f"run {run.ledger.run} is not complete: no manifest; run the job again",
+    ]
+
+
+def test_rows_without_an_id_are_no_duplicates(tmp_path: Path) -> None:
+    run = Run(tmp_path, shards=1, facts={"source": {"id": "key"}})
+    lost = letters(0, 2)
+    lost = lost.set_column(0, "id", pa.nulls(2, pa.string()))
+    measured: dict[str, Any] = {"tokens": 1, "executed": 1, "seconds": {}}
+    run.commit(run.writer.write(0, "a", results(0, dead=2), lost, measured))
+    run.finish()
+    verdict = verify(run.store.root)
+    assert (verdict.problems, verdict.duplicate_ids) == ([], 0)
 
 
 @pytest.mark.parametrize(("key", "value"), [("rows", 1), ("ok", 1), ("dead", 1), ("files", [])])
@@ -146,10 +167,3 @@ def test_every_damaged_commit_is_named_and_those_that_belong_nowhere(run: Run) -
     assert "00000.json is damaged" in problems
     assert "00002.json is damaged" in problems
     assert "the commit of shard 7 belongs to another plan" in problems
-
-
-def test_a_damaged_commit_keeps_nothing_from_being_dropped(run: Run) -> None:
-    run.complete()
-    run.store.replace(f"{run.ledger.control}/commits/00001.json", b"{")
-    run.ledger.drop()
-    assert run.store.names("_batchnlp") == ["current.json"]

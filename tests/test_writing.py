@@ -1,61 +1,22 @@
-"""summarize, translate, generate, chat: prompts, rounds and columns, against `model.generate` called by hand."""
+"""generate and chat: prompts and columns, against `model.generate` called by hand."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import cache
+import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny
 import tiny_writers
-import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from commands import invoke, last_json
+from writing import ENGINE, LONG, TEXTS, Corpus, apply, body, length, loaded, spec, written
 
 import batchnlp
 from batchnlp.engine.planner import prepare
 from batchnlp.errors import ModelError, SourceError, SpecError
-from batchnlp.job.load import build_spec
-from batchnlp.text.sentences import windows
-
-ENGINE = {"device": "cpu", "dtype": "float32"}
-TEXTS = ["The game server plays a network", "small", "Ünïcödé, naïve", "fast library without a kernel 7"]
-LONG = "\n".join(f"{text}." for text in tiny.texts(30, longest=12, seed=4))
-Corpus = Callable[..., Path]
-
-
-def apply(kind: str, data: Any, model: str, **task: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = batchnlp.apply(kind, data, model=model, engine=ENGINE, **task).to_pylist()
-    return rows
-
-
-@cache
-def loaded(path: str) -> tuple[Any, Any]:
-    seq2seq = json.loads((Path(path) / "config.json").read_text()).get("is_encoder_decoder")
-    auto = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
-    return AutoTokenizer.from_pretrained(path), auto.from_pretrained(path).eval()
-
-
-@torch.inference_mode()
-def written(path: str, prompt: str, new: int, special: bool = True, **more: Any) -> str:
-    """What the model writes after a prompt, by transformers alone."""
-    tokenizer, model = loaded(path)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=special)
-    out = model.generate(
-        inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=new, do_sample=False, **more
-    )
-    start = 0 if model.config.is_encoder_decoder else inputs.input_ids.shape[1]
-    return str(tokenizer.decode(out[0, start:], skip_special_tokens=True))
-
-
-def length(path: str, text: str) -> int:
-    return len(loaded(path)[0](text, add_special_tokens=False).input_ids)
-
 
 # --- generate
 
@@ -81,10 +42,6 @@ def test_a_table_with_a_column_of_the_results_name_is_refused(gpt2: str) -> None
         batchnlp.apply("generate", pa.table({"text": TEXTS}), model=gpt2, engine=ENGINE)
 
 
-def body(texts: list[str], **more: list[Any]) -> pa.Table:
-    return pa.table({"body": texts, **more})
-
-
 def test_a_template_takes_columns_and_a_row_that_breaks_it_dies_alone(gpt2: str) -> None:
     table = body(TEXTS[:3], lang=["de", "fr", None])
     prompt = "{{ lang.upper() }}: {{ text }}!"
@@ -102,13 +59,6 @@ def test_a_template_that_names_no_column_is_refused_with_the_nearest(corpus: Cor
         prepare(spec(corpus(), gpt2, tmp_path, kind="generate", prompt="{{ lagn }} {{ text }}"))
     with pytest.raises(SourceError, match="no column 'titel'"):
         apply("generate", TEXTS, gpt2, prompt="{{ titel }}")
-
-
-def spec(source: Path, model: str, tmp_path: Path, **task: Any) -> Any:
-    return build_spec({
-        "source": {"path": str(source)}, "task": {"model": model, **task}, "output": {"path": str(tmp_path / "out")},
-        "engine": {**ENGINE, "runner": "inline"},
-    })  # fmt: skip
 
 
 @pytest.mark.parametrize("prompt", [None, "Read: {{ text }} -- and go on:"])
@@ -148,6 +98,51 @@ def test_a_stop_string_is_cut_off(gpt2: str) -> None:
         "generate", body(TEXTS), model=gpt2, engine=ENGINE, text_column="body", max_new_tokens=8, stop=stop
     )
     assert got["text"].to_pylist() == [text.split(stop)[0] for text in whole["text"].to_pylist()]
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "exactly": {"min_new_tokens": 5, "max_new_tokens": 5},
+    "penalty": {"repetition_penalty": 1.7, "max_new_tokens": 12},
+    "stop": {"stop": ["er", "the ", "a", "s"], "max_new_tokens": 24},
+    "beams": {"num_beams": 3, "max_new_tokens": 8},
+    "beams and a minimum": {"num_beams": 3, "max_new_tokens": 8, "min_new_tokens": 8},
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_options_mean_what_they_mean_to_generate(name: str, option: str, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(name)
+    wish = dict(OPTIONS[option])
+    got = batchnlp.apply("generate", body(TEXTS), model=path, engine=ENGINE, text_column="body", **wish).to_pylist()
+    new, stops = wish.pop("max_new_tokens"), wish.pop("stop", [])
+    more = {"stop_strings": stops, "tokenizer": loaded(path)[0]} if stops else wish
+    whole = [written(path, text, new, **more) for text in TEXTS]
+    ends = [min((found for stop in stops if (found := text.find(stop)) >= 0), default=len(text)) for text in whole]
+    assert [row["text"] for row in got] == [text[:end] for text, end in zip(whole, ends, strict=True)]
+    if stops:
+        assert any(end < len(text) for text, end in zip(whole, ends, strict=True)), "something must have been stopped"
+    if option == "exactly":
+        assert [row["n_new_tokens"] for row in got] == [5] * len(TEXTS)
+    if option not in ("stop", "exactly"):
+        assert [row["text"] for row in got] != [written(path, text, new) for text in TEXTS], "the option must matter"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_an_answer_has_as_many_tokens_as_it_must(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """With a token for its end that the model likes to say."""
+    path = shutil.copytree(request.getfixturevalue(name), tmp_path / "model")
+    tokenizer, model = loaded(request.getfixturevalue(name))
+    ids = tokenizer(TEXTS[0], return_tensors="pt").input_ids
+    liked = model.generate(ids, max_new_tokens=3, do_sample=False)[0, -1].item()
+    config = json.loads((path / "generation_config.json").read_text())
+    (path / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": liked}))
+    for least in (0, 7):
+        rows = apply("generate", TEXTS, str(path), max_new_tokens=12, min_new_tokens=least)
+        whole = [written(str(path), text, 12, min_new_tokens=least) for text in TEXTS]
+        end = tokenizer.decode(liked)  # which is not of the answer
+        assert [row["text"] for row in rows] == [text.removesuffix(end) for text in whole]
+        assert (min(row["n_new_tokens"] for row in rows) < 7) == (least == 0)
 
 
 def test_the_default_length_leaves_half_for_the_prompt(gpt2: str) -> None:
@@ -220,159 +215,6 @@ def tiny_turns() -> pa.DataType:
     return pa.list_(pa.struct([("content", pa.string()), ("role", pa.string())]))
 
 
-# --- summarize
-
-
-def test_summarize_is_the_model_on_what_fits(bart: str, t5: str, llama: str, gpt2: str) -> None:
-    chat = loaded(llama)[0].apply_chat_template(
-        [{"role": "user", "content": f"Sum up: {TEXTS[0]}"}], tokenize=False, add_generation_prompt=True
-    )
-    want = {
-        bart: written(bart, TEXTS[0], 6),
-        t5: written(t5, "summarize: " + TEXTS[0], 6),
-        gpt2: written(gpt2, TEXTS[0] + "\n\nTL;DR:", 6),
-    }
-    for path, summary in want.items():
-        assert apply("summarize", TEXTS[:1], path, max_new_tokens=6)[0]["summary"] == summary.strip()
-    got = apply("summarize", TEXTS[:1], llama, max_new_tokens=6, prompt="Sum up: {{ text }}")[0]
-    assert got["summary"] == written(llama, chat, 6, special=False).strip()
-
-
-def test_a_long_document_is_summarized_by_map_and_reduce(bart: str) -> None:
-    """By hand: the windows' summaries, joined, are summarized again."""
-    row, short = apply("summarize", [LONG, "short"], bart, max_new_tokens=8)
-    assert row["n_windows"] > 2
-    assert row["n_tokens"] == row["n_tokens_used"] == length(bart, LONG)
-    assert row["n_new_tokens"] <= 8
-    assert short["summary"] == written(bart, "short", 8).strip()
-    tokenizer = loaded(bart)[0]
-    spans = np.array(tokenizer(LONG, add_special_tokens=False, return_offsets_mapping=True).offset_mapping, np.int32)
-    parts = [LONG[a:b] for a, b in windows(LONG, spans, tiny_writers.POSITIONS - 2)]
-    joined = "\n".join(s for part in parts if (s := written(bart, part, 8).strip()))
-    assert length(bart, joined) <= tiny_writers.POSITIONS - 2, "one more round is enough here"
-    assert row["summary"] == written(bart, joined, 8).strip()
-
-
-def test_rounds_are_bounded_and_what_is_left_out_is_told(bart: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("batchnlp.tasks.summarize.ROUNDS", 2)
-    row = apply("summarize", [LONG], bart, max_new_tokens=40, min_new_tokens=40)[0]
-    assert row["error"] is None
-    assert row["truncated"]
-    assert row["n_tokens_used"] < row["n_tokens"]
-    cut = apply("summarize", [LONG], bart, max_new_tokens=8, on_long="truncate")[0]
-    assert (cut["n_windows"], cut["truncated"]) == (1, True)
-    assert apply("summarize", [LONG], bart, on_long="fail")[0]["error"].startswith("too_long")
-
-
-# --- translate
-
-PARAGRAPHS = "The game server.  A small tool!\n\n\tFast (and secure)?\r\n\r\nthe end\n"
-
-
-@pytest.mark.parametrize("name", ["bart", "t5", "coded"])
-def test_translate_goes_by_sentence_and_keeps_the_white_space(name: str, request: pytest.FixtureRequest) -> None:
-    path = request.getfixturevalue(name)
-    wish: dict[str, Any] = {"coded": {"source_language": "fra_Latn", "target_language": "deu_Latn"},
-            "t5": {"source_language": "en", "target_language": "German"}}.get(name, {})  # fmt: skip
-    row = apply("translate", [PARAGRAPHS], path, max_new_tokens=6, **wish)[0]
-    parts = ["The game server.", "A small tool!", "Fast (and secure)?", "the end"]
-
-    def one(part: str) -> str:
-        if name != "coded":
-            return written(path, ("translate English to German: " if name == "t5" else "") + part, 6).strip()
-        tokenizer = loaded(path)[0]
-        target = tokenizer.convert_tokens_to_ids("deu_Latn")
-        return written(path, f"fra_Latn{part}</s>", 6, special=False, forced_bos_token_id=target).strip()
-
-    want = PARAGRAPHS
-    for part in parts:
-        want = want.replace(part, one(part), 1)
-    assert row["translation"] == want
-    assert (row["n_windows"], row["truncated"]) == (4, False)
-    assert row["n_tokens"] == sum(length(path, part) for part in parts)
-
-
-def test_a_sentence_over_the_limit_is_cut_cut_off_or_fails(coded: str) -> None:
-    long = "word " * 150 + "end. Short one."
-    wish = {"source_language": "eng_Latn", "target_language": "deu_Latn", "max_new_tokens": 4}
-    row = apply("translate", [long, "Short one."], coded, **wish)[0]
-    assert (row["truncated"], row["error"]) == (False, None)
-    assert row["n_windows"] > 3
-    cut = apply("translate", [long], coded, on_long="truncate", **wish)[0]
-    assert (cut["truncated"], cut["n_windows"]) == (True, 2)
-    failed = apply("translate", [long, "Short one."], coded, on_long="fail", **wish)
-    assert failed[0]["error"].startswith("too_long")
-    assert failed[1]["translation"] is not None
-
-
-@pytest.mark.parametrize(
-    ("wish", "message"),
-    [
-        ({}, "task.source_language is needed: .* knows many languages"),
-        ({"source_language": "eng_Latn"}, "task.target_language is needed"),
-        ({"source_language": "eng_latn", "target_language": "deu_Latn"}, r"'eng_latn' \(did you mean eng_Latn\?\)"),
-        ({"source_language": "eng_Latn", "target_language": "de"}, r"'de' \(did you mean deu_Latn\?\)"),
-    ],
-)
-def test_language_codes_that_the_model_does_not_know(coded: str, wish: dict[str, str], message: str) -> None:
-    with pytest.raises(SpecError, match=message):
-        apply("translate", ["x"], coded, **wish)
-
-
-def test_languages_in_words_and_languages_that_mean_nothing(t5: str, bart: str) -> None:
-    with pytest.raises(SpecError, match=r"task\.source_language is needed: the model is told of languages in words"):
-        apply("translate", ["x"], t5)
-    with pytest.raises(SpecError, match=r"'germn' is no language known here \(did you mean german\?\)"):
-        apply("translate", ["x"], t5, source_language="en", target_language="germn")
-    with pytest.raises(SpecError, match=r"task\.target_language means nothing to "):
-        apply("translate", ["x"], bart, target_language="de")
-
-
-# --- JSON
-
-
-def test_a_schema_holds_the_answers_of_a_random_model(llama: str) -> None:
-    properties = {"city": {"type": "string", "maxLength": 5}, "ok": {"type": "boolean"}}
-    schema = {"type": "object", "properties": properties, "required": ["city", "ok"], "additionalProperties": False}
-    for row in apply("chat", TEXTS, llama, max_new_tokens=48, json_schema=schema):
-        assert json.loads(row["reply"]) == {"city": row["city"], "ok": row["ok"]}, row["error"]
-        assert row["finish_reason"] == "stop"
-
-
-def test_json_answers_become_columns(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model writes no JSON, so here the tokenizer is made to say some."""
-    from batchnlp.text.encode import Tokenizer
-
-    answers = ['{"city":"x","n":3}', '{"city":"y"}', "no", '{"city":1}']
-    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids, starts: answers)
-    schema = {
-        "type": "object",
-        "properties": {"city": {"type": "string"}, "n": {"type": "integer"}},
-        "required": ["city"],
-    }
-    rows = apply("chat", TEXTS, llama, max_new_tokens=4, json_schema=schema)
-    assert [(row["reply"], row["city"], row["n"]) for row in rows[:2]] == [
-        (answers[0], "x", 3),
-        (answers[1], "y", None),
-    ]
-    assert [row["error"].split(":")[0] for row in rows[2:]] == ["bad_json"] * 2
-
-
-def test_a_schema_may_be_a_file_and_its_content_is_what_counts(tmp_path: Path, corpus: Corpus, llama: str) -> None:
-    file, source = tmp_path / "schema.json", corpus()
-    prints = []
-    for kind in ("string", "integer"):
-        file.write_text(json.dumps({"type": "object", "properties": {"a": {"type": kind}}}))
-        prepared = prepare(spec(source, llama, tmp_path, kind="chat", json_schema=str(file)))
-        prints.append(prepared.fingerprint)
-        assert prepared.schema.field("a").type == {"string": pa.string(), "integer": pa.int64()}[kind]
-        assert prepared.task.decoding is not None
-        assert json.loads(prepared.task.decoding.json_schema or "")["properties"] == {"a": {"type": kind}}
-    assert prints[0] != prints[1]
-    with pytest.raises(SpecError, match=r"task\.json_schema: .* cannot be read as JSON"):
-        spec(source, llama, tmp_path, kind="chat", json_schema=str(tmp_path / "none.json"))
-
-
 # --- refused in the plan
 
 
@@ -416,74 +258,40 @@ def test_wishes_that_cannot_be_are_refused(gpt2: str, task: dict[str, Any], mess
         batchnlp.apply(data=["x"], model=gpt2, **task)
 
 
-# --- a whole run, and the jobs
+REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # kind, model, task, what is said
+    ("summarize", "gpt2", {"prompt": "{{ lagn }}: {{ text }}"}, "did you mean lang?"),
+    ("chat", "llama", {"prompt": "{{ titel }}"}, "has no column titel, only doc_id, text, lang"),
+    ("translate", "coded", {"source_language": "eng_Latn", "target_language": "deu_latn"}, "did you mean deu_Latn?"),
+    ("generate", "gpt2", {"json_schema": {"type": "object", "properties": {"a": {"not": {"type": "string"}}}}},
+     "say it in simpler keywords"),
+    ("generate", "gpt2", {"json_schema": {"type": "array"}}, "write {type: object"),
+    ("summarize", "classifier", {}, "facebook/bart-large-cnn"),
+    ("translate", "llama", {}, "Helsinki-NLP/opus-mt-en-de"),
+    ("chat", "gpt2", {}, "task.kind=generate"),
+]  # fmt: skip
 
 
-def test_a_run_gives_what_apply_gives_whatever_the_shards(corpus: Corpus, bart: str, tmp_path: Path) -> None:
-    texts = [*tiny.texts(11), None]
-    texts[0], texts[4] = LONG, f"{LONG} And more."  # in one shard, and in two: the second round is seeded by row too
-    texts.insert(1, "small")
-    job = spec(corpus(texts), bart, tmp_path, kind="summarize", max_new_tokens=8, sample=True)
-    tree = job.model_dump()
-    tree["source"] |= {"rows_per_shard": 3, "id": "doc_id"}
-    tree["limits"]["max_failed"] = 1
-    result = batchnlp.run(tree)
-    assert (result.rows, result.dead, result.status) == (13, 1, "done")
-    parts = {p.name: pq.read_table(p) for p in (tmp_path / "out").glob("part-*.parquet")}
-    got = {row["id"]: row for part in parts.values() for row in part.to_pylist()}
-    tree["source"]["rows_per_shard"] = None
-    tree["output"]["path"] = str(tmp_path / "again")
-    batchnlp.run(tree)
-    again = [row for p in (tmp_path / "again").glob("part-*.parquet") for row in pq.read_table(p).to_pylist()]
-    assert {row["id"]: row for row in again} == got
-    assert got["doc-000"]["n_windows"] > 2
+@pytest.mark.parametrize(("kind", "model", "wish", "remedy"), REFUSED)
+def test_the_plan_refuses_with_the_remedy(
+    kind: str, model: str, wish: dict[str, Any], remedy: str, corpus: Corpus, tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    out, job = tmp_path / "out", tmp_path / "job.yaml"
+    task = {"kind": kind, "model": request.getfixturevalue(model), **wish}
+    job.write_text(json.dumps({"source": {"path": str(corpus())}, "task": task, "output": {"path": str(out)}}))
+    for command in ("plan", "run", "doctor"):
+        result = invoke(command, job, "--json")
+        assert result.exit_code == 2, result.output
+        assert remedy in last_json(result)["message"] + last_json(result)["hint"]
+        assert len(result.stderr.splitlines()) == 1, "one line"
+    assert not out.exists()
 
 
-JOBS = Path(__file__).parents[1] / "jobs"
-STAND_INS = {
-    "summarize": "bart",
-    "translate": "marian",
-    "stories": "gpt2",
-    "chat": "qwen",
-    "sentiment": "sentiment",
-    "spam": "spam",
-}
-
-
-@pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `make models` builds."""
-    import importlib.util
-
-    found = importlib.util.spec_from_file_location("jobs_models", JOBS / "models.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    target = tmp_path_factory.mktemp("stand-ins")
-    module.main(str(target))
-    return target
-
-
-@pytest.mark.parametrize("name", STAND_INS)
-def test_every_job_runs_with_its_stand_in(
-    name: str, stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from click.testing import CliRunner
-
-    from batchnlp.cli.main import main
-
-    monkeypatch.chdir(JOBS.parent)
-    text = (JOBS / f"{name}.yaml").read_text(encoding="utf-8")
-    assert f"models/{STAND_INS[name]} (" in text.replace("\n# ", " "), "the job says which stand-in there is"
-    more = ["source.filter=[[doc_id, '<', 'f']]", f"task.model={stand_ins / STAND_INS[name]}", f"output.path={tmp_path / 'out'}",
-            "engine.runner=inline", "engine.dtype=float32", "engine.device=cpu"]  # fmt: skip
-    short = (
-        []
-        if name in ("sentiment", "spam")
-        else ["task.max_new_tokens=3", "source.filter=[[title, in, [GIL, BDFL, EAFP]]]"]
+def test_a_row_that_breaks_its_template_is_one_dead_letter_of_a_run(gpt2: str, corpus: Corpus, tmp_path: Path) -> None:
+    job = spec(
+        corpus(TEXTS[:3]), gpt2, tmp_path, kind="generate", prompt="{{ lang.upper() }} {{ text }}", max_new_tokens=2
     )
-    settings = [part for key in more + short for part in ("--set", key)]
-    result = CliRunner().invoke(main, ["run", str(JOBS / f"{name}.yaml"), *settings])
-    assert result.exit_code == 0, result.output
-    assert list((tmp_path / "out").glob("part-*.parquet"))
+    result = batchnlp.run(job.model_copy(update={"limits": job.limits.model_copy(update={"max_failed": 1})}))
+    assert (result.status, result.rows, result.codes) == ("done", 3, {"template_error": 1})
+    dead = pq.read_table(next((tmp_path / "out").glob("_batchnlp/*/dead/*.parquet"))).to_pylist()
+    assert [(row["row"], row["stage"], row["code"]) for row in dead] == [(2, "encode", "template_error")]

@@ -11,7 +11,7 @@ from typing import Any
 
 import tiny
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import processors
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -26,6 +26,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from jobs.models import train_tokenizer
+
 POSITIONS = 96
 VOCABULARY = 400
 CHAT = (
@@ -38,14 +40,7 @@ LANGUAGES = ["eng_Latn", "deu_Latn", "fra_Latn"]
 def save_tokenizer(path: Path, *, frame: str = "", chat: str | None = None, more: list[str] | None = None) -> Any:
     """Byte-level BPE; `frame` is the template around a text, as "<s> $A </s>"."""
     special = ["<pad>", "<s>", "</s>", "<unk>", "<|user|>", "<|assistant|>", "<|system|>", *(more or [])]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(tiny.texts(200), trainer)
+    tokenizer = train_tokenizer(tiny.texts(200), VOCABULARY, special)
     if frame:
         names = [(name, tokenizer.token_to_id(name)) for name in frame.split() if name != "$A"]
         tokenizer.post_processor = processors.TemplateProcessing(single=frame, special_tokens=names)

@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 from batchnlp.data.ledger import Ledger, live, set_live, settle
 from batchnlp.data.parts import DEAD_SCHEMA, PartWriter
 from batchnlp.data.store import LocalStore
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.types import InputFile, Plan, Resolved, Segment, Shard
 
 KINDS = ["duckdb", "delta", "iceberg", "postgres", "parquet"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from batchnlp.backends.slots import SlotModel, Span, Unsupported
+from batchnlp.backends.packed_attention import Span, Unsupported
+from batchnlp.backends.slots import SlotModel
 
 TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}  # standard deviations of the answers; a wrong mask costs more than one
 

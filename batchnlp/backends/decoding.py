@@ -32,6 +32,8 @@ class Chooser:
     def __init__(self, model: Any, decoding: Decoding, path: str) -> None:
         self.decoding = decoding
         self.config = merged(model.generation_config, decoding)
+        # Without it the processors that forbid or force an end token leave it alone, or fail.
+        model._prepare_special_tokens(self.config, device=model.device)
         self._model, self._path = model, path
         self.eos = _as_set(self.config.eos_token_id)
         self._tokenizer: Any = None
@@ -151,7 +153,8 @@ def merged(config: Any, decoding: Decoding) -> Any:
     config = copy.deepcopy(config)
     config.do_sample = decoding.sample
     config.max_new_tokens = None
-    config.min_new_tokens = decoding.min_new_tokens or None
+    if decoding.min_new_tokens:
+        config.min_new_tokens, config.min_length = decoding.min_new_tokens, None
     for name in ("temperature", "top_k", "top_p", "repetition_penalty", "num_beams"):
         if getattr(decoding, name) is not None:
             setattr(config, name, getattr(decoding, name))

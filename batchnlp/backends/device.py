@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from batchnlp import registry
-from batchnlp.errors import MissingExtraError, UsageError
-from batchnlp.types import ModelFiles, Resolved
+from batchnlp.errors import MissingExtraError, ModelError, UsageError
+from batchnlp.types import ModelFiles, Resolved, Server
 
 CPU_TOKENS = {
     "torch": 4096,
     "openvino": 2048,
 }  # measured best: larger ones fall out of the cache, smaller ones pay per call
+EXTRAS = ("openvino", "vllm")  # backends with an extra of their own, named as its package
 MAX_GPU_TOKENS = 65_536  # beyond it no GPU of today gets faster, only fuller
 
 
@@ -68,6 +69,8 @@ def _cpu_bfloat16() -> bool:
 
 def resolve(engine: Any, model: ModelFiles, hardware: Hardware, needs: str) -> Resolved:
     """Every `auto` of the engine section, decided, for a task that needs this kind of answer."""
+    if isinstance(model, Server):
+        return Resolved("server", "", "http", 0, f"{model.name} at {model.url}")
     device = engine.device
     if device == "auto":
         device = "cuda" if hardware.gpus else "cpu"
@@ -79,24 +82,32 @@ def resolve(engine: Any, model: ModelFiles, hardware: Hardware, needs: str) -> R
         dtype = "bfloat16" if hardware.fast_bfloat16 else "float32"
         what = hardware.gpu_name or "this CPU"
         why = f"{what} computes in bfloat16" if hardware.fast_bfloat16 else f"{what} has no fast bfloat16"
-    backend = _backend(engine.backend, device, needs)
+    backend = _backend(engine.backend, device, needs, model)
     tokens = engine.tokens_per_batch
-    if tokens == "auto":
+    if backend == "vllm":
+        tokens = 0  # it makes its own batches
+    elif tokens == "auto":
         tokens = CPU_TOKENS[backend] if device == "cpu" else gpu_tokens(model, dtype, hardware.gpu_bytes)
     return Resolved(device, dtype, backend, tokens, f"{backend} in {dtype}: {why}")
 
 
-def _backend(asked: str, device: str, needs: str) -> str:
+def _backend(asked: str, device: str, needs: str, model: ModelFiles) -> str:
     """The fastest that is installed; whether it suits the model shows when the worker has loaded it."""
     if asked == "openvino" and device != "cpu":
         raise UsageError(
             f"the backend openvino computes on the CPU, and engine.device is {device}", "use engine.device=cpu"
         )
-    there = find_spec("openvino") is not None
-    if asked == "openvino" and not there:
-        raise MissingExtraError.of("openvino", "openvino")
+    if asked == "vllm" and ":" in device:
+        hint = f"use engine.device=cuda, with CUDA_VISIBLE_DEVICES={device.partition(':')[2]}"
+        raise UsageError(f"vLLM takes the first GPU, and engine.device is {device}", hint)
+    if asked == "vllm" and model.config.get("is_encoder_decoder"):
+        raise ModelError(f"vLLM does not run {model.name}, which is an encoder-decoder", "use engine.backend=torch")
+    if not _can(asked):
+        raise MissingExtraError.of(asked, asked)
     if asked == "auto":
-        return "openvino" if there and device == "cpu" and needs in registry.BACKENDS["openvino"] else "torch"
+        return (
+            "openvino" if device == "cpu" and needs in registry.BACKENDS["openvino"] and _can("openvino") else "torch"
+        )
     return asked
 
 
@@ -113,7 +124,8 @@ def resume(stored: Resolved, engine: Any, model: ModelFiles, hardware: Hardware,
 
 
 def _can(backend: str) -> bool:
-    return backend != "openvino" or find_spec("openvino") is not None
+    """Whether what a backend needs is installed."""
+    return backend not in EXTRAS or find_spec(backend) is not None
 
 
 def _missing(device: str, runner: str, hardware: Hardware) -> tuple[str, str]:
@@ -142,7 +154,9 @@ def gpu_tokens(model: ModelFiles, dtype: str, memory: int) -> int:
 
 
 def share(hardware: Hardware, device: str, replicas: int | str) -> tuple[int, int]:
-    """(replicas, CPU threads of each): one replica a GPU, else one for all CPUs up to eight each."""
+    """(replicas, CPU threads of each): one replica a GPU, else one for all CPUs up to eight each; one for a server."""
+    if device == "server":
+        return (1 if replicas == "auto" else int(replicas)), 1
     if replicas == "auto":
         count = hardware.gpus if device == "cuda" else 1 if device != "cpu" else max(1, hardware.cpus // 8)
     else:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from batchnlp.backends.decoding import Choice, Chooser
-from batchnlp.types import Completions, Failure, Int64, Pieces
+from batchnlp.types import Completions, Decoding, Failure, Int64, Pieces
 
 SHARED = 16  # tokens from which a common beginning is worth keeping
 
@@ -119,6 +119,14 @@ class Row:
     def need(self) -> int:
         """Positions it may come to, in both of its stores."""
         return len(self.prompt) + self.max_new + len(self.source)
+
+
+def answer_limits(pieces: Pieces, decoding: Decoding, positions: int, *, seq2seq: bool) -> Int64:
+    """[pieces] tokens that each answer may have: as asked for, and as there are positions left."""
+    asked = decoding.max_new_tokens if pieces.max_new is None else pieces.max_new.astype(np.int64)
+    taken = 1 if seq2seq else pieces.lengths
+    room = np.broadcast_to(positions - taken, pieces.lengths.shape)
+    return np.asarray(np.minimum(np.minimum(asked, decoding.max_new_tokens), room), np.int64)
 
 
 def common_prefix(pieces: Pieces, index: list[int]) -> list[int]:

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from batchnlp.backends.base import Aborted, OnBatch
 from batchnlp.backends.decoding import Chooser
 from batchnlp.backends.generation import Job, Row
-from batchnlp.backends.slots import SlotModel, Span
-from batchnlp.backends.torch_model import Aborted, OnBatch, give_up, is_out_of_memory, judge
+from batchnlp.backends.packed_attention import Span
+from batchnlp.backends.slots import SlotModel
+from batchnlp.backends.torch_model import give_up, is_out_of_memory, judge
 from batchnlp.errors import BackendError
 from batchnlp.types import Completions, Feed, Pieces
 
@@ -38,6 +40,7 @@ class InFlight:
         self._worked = False
         self._jobs: list[Job] = []
         self._rows: list[Row] = []
+        self._suspects: set[tuple[int, int]] = set()  # job and piece of rows that are begun again after a failure
         self._prefix: list[int] = []
         self._on_batch: OnBatch = lambda rows, tokens, executed, seconds: None
 
@@ -46,6 +49,7 @@ class InFlight:
     ) -> Iterator[tuple[Any, Completions]]:
         """(key, completions) of each shard, in the order they get done."""
         self._jobs, self._rows, self._on_batch = [], [], on_batch
+        self._suspects.clear()
         while True:
             if aborted():
                 raise Aborted
@@ -168,10 +172,12 @@ class InFlight:
             job.tokens += round(tokens * share)
         self._on_batch(finished, tokens, tokens, seconds)
 
-    @staticmethod
-    def _finish(row: Row, reason: str) -> int:
+    def _finish(self, row: Row, reason: str) -> int:
         row.job.answer(row.piece, row.new, reason, row.logprobs)
         row.max_new = 0
+        if self._suspects:
+            self._suspects.discard((id(row.job), row.piece))
+            self._limit = self._limit if self._suspects else self.most  # none of them failed again
         return 1 + len(row.job.twins.get(row.piece, ()))
 
     def _leave(self) -> None:
@@ -194,13 +200,15 @@ class InFlight:
         if memory and self._slots.device.type == "cuda":
             torch.cuda.empty_cache()
         code, message = judge(error, self._slots.device)
-        together = [*self._rows, *(row for row in rows if row not in self._rows)] if rows else []
+        together = [row for row in dict.fromkeys([*self._rows, *rows]) if row.max_new]  # less those that are answered
+        self._rows = []
+        if not together:
+            raise error
         if len(together) == 1:
             row = together[0]
             row.job.fail(row.piece, code, message)
-            self._rows = []
-            if not memory:
-                self._limit = self.most
+            self._suspects.clear()
+            self._limit = self.most
             give_up(sum(len(job.failures) for job in self._jobs), self._worked, error, message)
             return
         self._limit = max(len(together) // 2, 1)
@@ -208,4 +216,4 @@ class InFlight:
             self.most = self._limit
         for row in reversed(together):
             row.job.pending.append(row.piece)
-        self._rows = []
+            self._suspects.add((id(row.job), row.piece))

@@ -43,6 +43,13 @@ OFFSET_POSITIONS = {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-rober
 
 def resolve_model(name: str, revision: str | None, max_length: int | None = None) -> ModelFiles:
     """The model called `name`: a directory, `package:NAME`, or a hub name. ModelError where it must not be loaded."""
+    try:
+        return _resolve(name, revision, max_length)
+    except OSError as error:
+        raise ModelError(f"{name} cannot be read: {error.strerror}: {error.filename}", "make it readable") from None
+
+
+def _resolve(name: str, revision: str | None, max_length: int | None) -> ModelFiles:
     path, found = _locate(name, revision)
     _refuse_code(name, path)
     config = _json(path / "config.json")
@@ -72,6 +79,8 @@ def resolve_model(name: str, revision: str | None, max_length: int | None = None
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     """(directory, revision)."""
+    if not name.strip():
+        raise ModelError("task.model is empty", "give a hub name, a directory, or package:NAME")
     if name.startswith(PACKAGE):
         return _in_package(name), "local"
     path = Path(name).expanduser()
@@ -109,12 +118,34 @@ def _from_hub(name: str, revision: str | None) -> tuple[Path, str]:
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        hint = f"is it a directory? there is none of that name here; the hub says: {reason}"
-        raise ModelError(f"no model {name}" + (f" at revision {revision}" if revision else ""), hint) from None
+        message = f"no model {name}" + (f" at revision {revision}" if revision else "")
+        raise ModelError(message, _from_hub_hint(error)) from None
     if not (path / "config.json").is_file():
         raise ModelError(f"{name} is no transformers model", "the repository has no config.json")
     return path, path.name
+
+
+def _from_hub_hint(error: Exception) -> str:
+    """What the hub's error comes to: its own words are a page."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    here = "there is no directory of that name"
+    if isinstance(error, GatedRepoError):
+        return "the hub gives it to those who agreed to its terms; do so there, and set HF_TOKEN"
+    if isinstance(error, RepositoryNotFoundError):
+        return f"{here}, and none on the hub that you may see; a private one needs HF_TOKEN"
+    if isinstance(error, RevisionNotFoundError):
+        return "the hub has the model, but not that revision"
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        why = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else "the hub cannot be reached"
+        return f"{here}, the hub's cache does not hold it, and {why}"
+    return f"{here}, and the hub fails: {' '.join(str(error).split())[:200]}"
 
 
 def _refuse_code(name: str, path: Path) -> None:

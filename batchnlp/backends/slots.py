@@ -12,57 +12,27 @@ last one, and a new one may enter at any step.
 Shapes: T packed tokens, S slots, B rows in flight, L cached positions, H heads, K key-value heads, D head size.
 Positions that a decoder counts for itself (BART and its kin) are looked up in a table of what it would have added.
 
-What a model does beyond this (soft caps, attention sinks, other masks) is refused with `Unsupported` or shows in the
-canary of `torch_generator`; such a model is run in static batches.
+What a model does beyond this (attention sinks, other masks) is refused with `Unsupported` or shows in the canary; such a
+model is run in static batches.
 """
 
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
+from batchnlp.backends.packed_attention import Span, Step, Unsupported, attend, under_way
+
 NAME = "batchnlp_slots"
 CROSS = {"encoder_attn", "EncDecAttention"}  # what models call their cross-attention
-_state = threading.local()
-
-
-class Unsupported(Exception):
-    """This model cannot be computed from packed tokens."""
-
-
-@dataclass(slots=True)
-class Span:
-    """One row's part of the packed tokens."""
-
-    slot: int
-    start: int  # first packed token
-    stop: int
-    past: int = 0  # positions that are in the slot already
-    source: tuple[int, int] = (0, 0)  # its part of the packed encoder states
-
-
-@dataclass(slots=True)
-class Step:
-    """What the attention function must know of the call that is under way."""
-
-    kind: str  # encode, prefill, decode
-    spans: list[Span]  # encode and prefill
-    positions: Tensor  # [T]
-    longest: int = 0  # decode: cached positions of the longest row, with the new one
-    sources: Tensor | None = None  # decode: [B] encoder states of each row
-    biases: dict[Any, Tensor] = field(default_factory=dict)  # relative positions, once a call and not once a layer
-    masks: dict[Any, Tensor] = field(default_factory=dict)
 
 
 class _Pass(EncoderDecoderCache):  # type: ignore[misc]  # transformers is not followed by mypy
@@ -118,11 +88,14 @@ class SlotModel:
             self._own_positions()
 
     def _own_positions(self) -> None:
-        """Decoders and encoders that count positions themselves get them from the step instead."""
+        """Decoders and encoders that count positions themselves, or the distances between them, leave that to the step."""
         for stack in (self.model.get_encoder(), self.model.get_decoder()):
             embed = getattr(stack, "embed_positions", None)
             if embed is not None:
                 embed.forward = _Positions(embed, self.model.config, self.device)
+            for module in stack.modules():
+                if hasattr(module, "compute_bias"):
+                    module.compute_bias = _NoBias(module)
 
     @contextmanager
     def plain(self) -> Iterator[Any]:
@@ -172,11 +145,11 @@ class SlotModel:
 
     @contextmanager
     def _step(self, step: Step) -> Iterator[None]:
-        _state.model, _state.step = self, step
+        under_way.model, under_way.step = self, step
         try:
             yield
         finally:
-            _state.model = _state.step = None
+            under_way.model = under_way.step = None
 
     # --- slots
 
@@ -249,131 +222,20 @@ class _Positions:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """[1, T, hidden], or the original's answer when the model is called in another way."""
-        step: Step | None = getattr(_state, "step", None)
+        step: Step | None = getattr(under_way, "step", None)
         if step is None:
             return torch.as_tensor(self._original(*args, **kwargs))
         return self._table[step.positions][None]
 
 
-# --- the attention function
+class _NoBias:
+    """Stands in for T5's `compute_bias`, which would make a table of all packed tokens by all: biases are made row by row."""
 
+    def __init__(self, module: Any) -> None:
+        self._original = module.compute_bias
 
-def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
-    sliding_window: int | None = None, position_bias: Tensor | None = None, softcap: float | None = None,
-    s_aux: Tensor | None = None, **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
-    """query [1, H, T, D], key and value [1, K, T, D] → [1, T, H, D]."""
-    model, step = _state.model, _state.step
-    if mask is not None or softcap or s_aux is not None:
-        raise Unsupported("it masks, caps or sinks its attention in a way of its own")
-    cross = model.crosses(module)
-    bias = None
-    if position_bias is not None and not cross:
-        bias = _Bias(module, step)
-    if step.kind == "decode":
-        return _decode(model, step, module, query, key, value, scaling, sliding_window, bias, cross), None
-    out = []
-    for span in step.spans:
-        q = query[:, :, span.start : span.stop]
-        k, v, allowed = _seen(model, step, module, span, key, value, sliding_window, cross)
-        if bias is not None:
-            allowed = bias.of(step.positions[span.start : span.stop], k.shape[2], allowed)
-        whole = allowed is True
-        out.append(
-            F.scaled_dot_product_attention(
-                q, k, v, attn_mask=None if whole else allowed, is_causal=whole and q.shape[2] > 1, scale=scaling,
-                enable_gqa=q.shape[1] != k.shape[1],
-            ).transpose(1, 2)
-        )  # fmt: skip
-    return torch.cat(out, 1), None
-
-
-def _seen(
-    model: SlotModel, step: Step, module: Any, span: Span, key: Tensor, value: Tensor, window: int | None, cross: bool
-) -> tuple[Tensor, Tensor, Tensor | bool | None]:
-    """(keys, values, mask) of one row [1, K, n, D]; True stands for causal, None for everything."""
-    if step.kind == "encode":
-        return key[:, :, span.start : span.stop], value[:, :, span.start : span.stop], None
-    stores = model.kv(module, key)
-    begin, end = span.source if cross else (span.start, span.stop)
-    past = 0 if cross else span.past
-    for store, new in zip(stores, (key, value), strict=True):
-        store[span.slot, :, past : past + end - begin] = new[0, :, begin:end]
-    if cross:
-        return key[:, :, begin:end], value[:, :, begin:end], None
-    if not past and (window is None or end - begin <= window):
-        return key[:, :, begin:end], value[:, :, begin:end], True
-    n = past + end - begin
-    at = step.positions[span.start : span.stop, None]
-    columns = torch.arange(n, device=at.device)[None]
-    allowed = columns <= at if window is None else (columns <= at) & (columns > at - window)
-    return stores[0][span.slot, None, :, :n], stores[1][span.slot, None, :, :n], allowed
-
-
-def _decode(
-    model: SlotModel, step: Step, module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float | None,
-    window: int | None, bias: _Bias | None, cross: bool,
-) -> Tensor:  # fmt: skip
-    """One new token a row: the heads that share a key-value head are the queries of one small attention each."""
-    rows = query.shape[2]
-    keys, values = model.kv(module, key)
-    if cross:
-        assert step.sources is not None
-        ends, longest = step.sources, int(model.source_length)
-    else:
-        ends, longest = step.positions + 1, step.longest
-        at = torch.arange(rows, device=query.device)
-        keys[at, :, step.positions] = key[0].transpose(0, 1)
-        values[at, :, step.positions] = value[0].transpose(0, 1)
-    heads = keys.shape[1]
-    q = query[0].transpose(0, 1).reshape(rows, heads, -1, query.shape[3])  # [B, K, H / K, D]
-    mask: Any = _mask(step, ends, longest, None if cross else window, query.dtype)
-    if bias is not None:
-        mask = bias.of(step.positions, longest, None).permute(2, 1, 0, 3) + mask  # [B, H, 1, L]
-    out = F.scaled_dot_product_attention(
-        q, keys[:rows, :, :longest], values[:rows, :, :longest], attn_mask=mask, scale=scaling
-    )
-    return out.reshape(1, rows, query.shape[1], query.shape[3])
-
-
-def _mask(step: Step, ends: Tensor, longest: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """[B, 1, 1, L] zero where a row has been, minus infinity elsewhere; the same for all layers of a kind."""
-    found = step.masks.get(key := (ends is step.sources, window))
-    if found is None:
-        columns = torch.arange(longest, device=ends.device)[None]
-        seen = columns < ends[:, None]
-        if window is not None:
-            seen &= columns >= ends[:, None] - window
-        found = torch.zeros(seen.shape, dtype=dtype, device=ends.device).masked_fill_(~seen, -torch.inf)[:, None, None]
-        step.masks[key] = found
-    return found
-
-
-class _Bias:
-    """Relative position biases of T5: of the module that has the table, or of the last one that had."""
-
-    def __init__(self, module: Any, step: Step) -> None:
-        self._step = step
-        if module.has_relative_attention_bias:
-            step.biases = {"module": module}
-        self._owner: Any = step.biases["module"]
-
-    def of(self, positions: Tensor, length: int, allowed: Tensor | bool | None) -> Tensor:
-        """[1, H, n, length] for queries at `positions` [n]; minus infinity where attention is not allowed."""
-        key = (int(positions[0]), len(positions), length, positions.data_ptr())
-        found = self._step.biases.get(key)
-        if found is None:
-            owner = self._owner
-            distance = torch.arange(length, device=positions.device)[None] - positions[:, None]
-            bucket = owner._relative_position_bucket(
-                distance, bidirectional=not owner.is_decoder, num_buckets=owner.relative_attention_num_buckets,
-                max_distance=owner.relative_attention_max_distance,
-            )  # fmt: skip
-            found = owner.relative_attention_bias(bucket).permute(2, 0, 1)[None]
-            if allowed is True:
-                allowed = distance <= 0
-            if allowed is not None:
-                found = found.masked_fill(~allowed, -torch.inf)
-            self._step.biases[key] = found
-        return found
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """[1, 1, 1, 1], or the original's answer when the model is called in another way."""
+        if getattr(under_way, "step", None) is None:
+            return torch.as_tensor(self._original(*args, **kwargs))
+        return torch.zeros(1, 1, 1, 1)

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchnlp.backends.base import Aborted, OnBatch
 from batchnlp.backends.decoding import Chooser
 from batchnlp.backends.generation import Job, Row
-from batchnlp.backends.torch_model import Aborted, OnBatch, give_up, is_out_of_memory, judge
+from batchnlp.backends.torch_model import give_up, is_out_of_memory, judge
 from batchnlp.types import Completions, Feed, Pieces
 
 ROWS = 32  # in a batch at most

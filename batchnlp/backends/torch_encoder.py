@@ -1,10 +1,12 @@
-"""Encoders on torch: pieces in, logits or pooled vectors out, in padded batches sorted by length.
+"""Encoders on torch: pieces in, logits or pooled vectors out, or values for each token, in padded batches sorted by length.
 
 Batches that fail are halved, whatever the reason: when memory runs out the size that did not fit is remembered and not
 tried again; any other error ends at the one document that causes it, which becomes a dead letter. A CUDA device on which a
 kernel has failed does nothing any more, whatever the document: then the worker ends.
 
-Shapes: B rows of a batch, L padded length, H hidden size.
+The same text is computed once: within a shard always, and over shards as far back as a small memory reaches.
+
+Shapes: B rows of a batch, L padded length, H hidden size, W columns of the answer.
 """
 
 from __future__ import annotations
@@ -13,17 +15,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from batchnlp.backends.torch_model import Aborted, TorchBackend, give_up, is_out_of_memory, judge, load_model
+from batchnlp.backends.base import Aborted
+from batchnlp.backends.token_heads import BY_TOKEN, best_labels, borders, token_rows
+from batchnlp.backends.torch_model import TorchBackend, give_up, is_out_of_memory, judge, load_model
 from batchnlp.errors import ModelError
+from batchnlp.text.alike import Keys, Known, first_alike, keys
 from batchnlp.text.batching import halve, pack
 from batchnlp.text.encode import ranges
-from batchnlp.types import Batch, Decoding, Failure, Feed, ModelFiles, Pieces, Raw, Resolved
+from batchnlp.types import Batch, Decoding, Failure, Feed, Float32, Int64, ModelFiles, Pieces, Raw, Resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,35 @@ class _Flight:
     """A batch that was launched, and where its answer will be."""
 
     batch: Batch
-    host: Tensor  # [B, labels or H] float32 in host memory
+    host: Tensor  # [B, W] or [B, L, W] float32 in host memory
     wait: Callable[[], None]  # until the answer is there; raises what went wrong on the device meanwhile
+
+
+class _Twins(NamedTuple):
+    """Which pieces are the same."""
+
+    keys: Keys
+    first: Int64  # [pieces] the first piece of this shard that is the same
+    known: Int64  # [pieces] where an earlier shard's answer is remembered, or -1
+    asked: Int64  # the pieces that the model must be asked about
+
+
+def _twins(pieces: Pieces, known: Known | None) -> _Twins:
+    """What the model must be asked: each piece once, and none whose answer is known."""
+    names = keys(pieces)
+    first = first_alike(names)
+    before = np.full(len(pieces), -1) if known is None else known.find(names)
+    return _Twins(names, first, before, np.flatnonzero((first == np.arange(len(pieces))) & (before < 0)))
+
+
+def _shared(twins: _Twins, values: Float32, known: Known | None) -> Float32:
+    """The answers of the pieces that were asked about, handed on to those that are the same."""
+    again = twins.known >= 0
+    if known is not None:
+        if again.any():
+            values[again] = known.values(twins.known[again])
+        known.add(twins.keys[twins.asked], values[twins.asked])
+    return values[twins.first]
 
 
 class TorchEncoder(TorchBackend):
@@ -44,28 +76,31 @@ class TorchEncoder(TorchBackend):
     ) -> None:  # fmt: skip
         super().__init__(resolved, threads)
         self.kind = kind
-        self.note = ""
         self._model = load_model(model, getattr(torch, dtype or resolved.dtype), kind).to(self.device)
-        self._answer = Answer(self._model, Pooler(model, self.device) if kind == "vectors" else None)
+        self._answer = Answer(self._model, kind, Pooler(model, self.device) if kind == "vectors" else None)
         self._pad = int(self._model.config.pad_token_id or 0)
         self._worked = False
         self._ahead = int(self.device.type == "cuda")  # batches that are launched before the last one is awaited
 
     def run(self, feed: Feed) -> Iterator[tuple[Any, Raw]]:
         """(key, answer) for each shard of the feed, in order."""
+        known = Known()
         while (work := feed.take(wait=True)) is not None:
             key, pieces = work
-            yield key, self.forward(pieces)
+            yield key, self.forward(pieces, known)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed by mypy
-    def forward(self, pieces: Pieces) -> Raw:
+    def forward(self, pieces: Pieces, known: Known | None = None) -> Raw:
         """All pieces of a shard. A GPU computes a batch while the next one is made ready."""
         lengths, executed, tokens = pieces.lengths, 0, 0
         began = last = perf_counter()
-        waiting = deque(pack(lengths, self.tokens_per_batch))
+        twins = _twins(pieces, known)
+        waiting = deque(
+            Batch(twins.asked[b.index], b.length) for b in pack(lengths[twins.asked], self.tokens_per_batch)
+        )
         flying: deque[_Flight] = deque()
         answers: list[tuple[Batch, Any]] = []
-        failures: list[Failure] = []
+        failed: dict[int, tuple[str, str]] = {}  # piece → code and message
         while waiting or flying:
             if self.aborted():
                 raise Aborted
@@ -80,7 +115,7 @@ class TorchEncoder(TorchBackend):
                     continue
                 answers.append((batch, _landed(flying.popleft())))
             except Exception as error:  # noqa: BLE001 - whatever a model raises, it is about these documents
-                self._fail(error, batch, pieces, waiting, failures)
+                self._fail(error, batch, pieces, waiting, failed)
                 continue
             self._worked = True
             real = int(lengths[batch.index].sum())
@@ -88,11 +123,19 @@ class TorchEncoder(TorchBackend):
             now = perf_counter()
             self.on_batch(len(batch.index), real, batch.tokens, now - last)
             last = now
-        values = self._gather(answers, len(pieces))
+        self.on_batch(len(pieces) - len(twins.asked), 0, 0, 0.0)
+        values = self._gather(answers, pieces)
+        by_token = self.kind in BY_TOKEN
+        values = values[ranges(pieces.starts[twins.first], lengths)] if by_token else _shared(twins, values, known)
+        failures = [
+            Failure(doc, "forward", *reason)
+            for piece, reason in failed.items()
+            for doc in np.unique(pieces.doc[twins.first == piece]).tolist()
+        ]
         return Raw(self.kind, values, tuple(failures), tokens, executed, perf_counter() - began)
 
     def _fail(
-        self, error: Exception, batch: Batch, pieces: Pieces, waiting: deque[Batch], failures: list[Failure]
+        self, error: Exception, batch: Batch, pieces: Pieces, waiting: deque[Batch], failed: dict[int, tuple[str, str]]
     ) -> None:
         """Halve the batch, or, when it is one document alone, give that one up."""
         memory = is_out_of_memory(error)
@@ -104,8 +147,8 @@ class TorchEncoder(TorchBackend):
             waiting.extendleft(reversed(halve(batch, pieces.lengths)))
             return
         code, message = judge(error, self.device)
-        failures.append(Failure(int(pieces.doc[batch.index[0]]), "forward", code, message))
-        give_up(len({failure.doc for failure in failures}), self._worked, error, message)
+        failed[int(batch.index[0])] = code, message
+        give_up(len({int(pieces.doc[piece]) for piece in failed}), self._worked, error, message)
 
     def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
         """Begin with a batch; its answer comes to host memory by itself, so that its errors show one batch later."""
@@ -128,6 +171,9 @@ class TorchEncoder(TorchBackend):
             inputs["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device, non_blocking=True)
         if pieces.type_ids is not None:
             inputs["token_type_ids"] = self._padded(pieces.type_ids[where], mask, n, batch.length, 0)
+        if pieces.word is not None:
+            last = batch.length - 1  # padding is there wherever it does not count
+            inputs["word"] = self._padded(pieces.word[where], mask, n, batch.length, last)
         return inputs
 
     def _padded(self, flat: Any, mask: Any, rows: int, length: int, pad: int) -> Tensor:
@@ -140,13 +186,14 @@ class TorchEncoder(TorchBackend):
         tensor = torch.from_numpy(table)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
-    def _gather(self, answers: list[tuple[Batch, Any]], rows: int) -> Any:
-        """All answers in the order of the pieces; NaN where there is none."""
-        if not answers:
-            return np.full((rows, self.width), np.nan, np.float32)
-        values = np.concatenate([answer for _, answer in answers])
-        out = np.full((rows, values.shape[1]), np.nan, np.float32)
-        out[np.concatenate([batch.index for batch, _ in answers])] = values
+    def _gather(self, answers: list[tuple[Batch, Any]], pieces: Pieces) -> Any:
+        """All answers in the order of the pieces, or of their tokens; NaN where there is none."""
+        by_token = self.kind in BY_TOKEN
+        width = answers[0][1].shape[-1] if answers else self.width
+        out = np.full((len(pieces.ids) if by_token else len(pieces), width), np.nan, np.float32)
+        for batch, answer in answers:
+            where, rows = token_rows(pieces, batch, answer) if by_token else (batch.index, answer)
+            out[where] = rows
         return out
 
     @property
@@ -162,22 +209,25 @@ def _landed(flight: _Flight) -> Any:
 
 
 class Answer(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
-    """The model with its pooling: [B, labels] logits or [B, width] vectors, in float32."""
+    """The model with its pooling: [B, W] logits or vectors or, for values of tokens, [B, L, W], in float32."""
 
-    def __init__(self, model: Any, pooler: Pooler | None) -> None:
+    def __init__(self, model: Any, kind: str, pooler: Pooler | None) -> None:
         super().__init__()
-        self.model, self.pooler = model, pooler
-        self.width = pooler.width if pooler is not None else int(model.config.num_labels)
+        self.model, self.kind, self.pooler = model, kind, pooler
+        self.width = pooler.width if pooler is not None else 2 if kind in BY_TOKEN else int(model.config.num_labels)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
-    ) -> Tensor:
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
+        word: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """All inputs [B, L]."""
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         out = self.model(input_ids=input_ids, attention_mask=attention_mask, **more)
-        if self.pooler is None:
-            return out.logits.float()
-        return self.pooler(out.last_hidden_state, attention_mask)
+        if self.pooler is not None:
+            return self.pooler(out.last_hidden_state, attention_mask)
+        if self.kind == "span_scores":
+            return borders(out)
+        return best_labels(out.logits, word) if self.kind == "token_scores" else out.logits.float()
 
 
 class Pooler(torch.nn.Module):  # type: ignore[misc]

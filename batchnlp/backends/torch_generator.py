@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
+from batchnlp.backends.base import One
 from batchnlp.backends.canary import compare
 from batchnlp.backends.decoding import Chooser
-from batchnlp.backends.generation import Job
+from batchnlp.backends.generation import Job, answer_limits
 from batchnlp.backends.in_flight import InFlight
-from batchnlp.backends.slots import SlotModel, Unsupported
+from batchnlp.backends.packed_attention import Unsupported
+from batchnlp.backends.slots import SlotModel
 from batchnlp.backends.static import StaticBatches
 from batchnlp.backends.torch_model import TorchBackend, load_model
 from batchnlp.types import Completions, Decoding, Feed, ModelFiles, Pieces, Resolved
@@ -34,7 +35,6 @@ class TorchGenerator(TorchBackend):
     ) -> None:
         super().__init__(resolved, threads)
         self.decoding = decoding or Decoding()
-        self.note = ""
         self._positions = model.max_length
         self._model = load_model(model, getattr(torch, resolved.dtype), kind).to(self.device)
         self._chooser = Chooser(self._model, self.decoding, model.path)
@@ -48,7 +48,7 @@ class TorchGenerator(TorchBackend):
 
     def _in_flight(self) -> InFlight | None:
         if (beams := self._chooser.config.num_beams or 1) > 1:
-            self.note = f"{beams} beams: static batches"
+            self.note = f"static batches, because of {beams} beams"
             return None
         before = self._model.config._attn_implementation
         try:
@@ -64,34 +64,15 @@ class TorchGenerator(TorchBackend):
 
     def forward(self, pieces: Pieces) -> Completions:
         """The answers to the pieces of one shard."""
-        return next(iter(self.run(_One(pieces))))[1]
+        return next(iter(self.run(One(pieces))))[1]
 
     def run(self, feed: Feed) -> Iterator[tuple[Any, Completions]]:
         """(key, answers) of each shard, in the order they get done."""
         return self.engine.run(feed, self._job, self.aborted, self.on_batch)
 
     def _job(self, key: Any, pieces: Pieces) -> Job:
-        asked = self.decoding.max_new_tokens if pieces.max_new is None else pieces.max_new.astype(np.int64)
-        taken = 1 if self._seq2seq else pieces.lengths
-        room = np.broadcast_to(self._positions - taken, pieces.lengths.shape)
-        limits = np.minimum(np.minimum(asked, self.decoding.max_new_tokens), room)
+        limits = answer_limits(pieces, self.decoding, self._positions, seq2seq=self._seq2seq)
         return Job.of(key, pieces, limits, alike=not self.decoding.sample, prefix=not self._seq2seq)
-
-
-class _One:
-    """A feed of one shard."""
-
-    def __init__(self, pieces: Pieces) -> None:
-        self._work: list[Pieces] = [pieces]
-
-    @property
-    def ended(self) -> bool:
-        """Whether it was taken."""
-        return not self._work
-
-    def take(self, *, wait: bool) -> tuple[Any, Pieces] | None:
-        """The shard, once."""
-        return (None, self._work.pop()) if self._work else None
 
 
 def kv_tokens(model: Any, device: torch.device) -> int:

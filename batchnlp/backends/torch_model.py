@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from batchnlp.backends.base import HOPELESS, Backend
 from batchnlp.errors import BackendError, ModelError, WorkerLostError
 from batchnlp.types import ModelFiles, Resolved
-
-HOPELESS = 8  # documents failing one by one before anything succeeded: then it is the model, not the documents
-OnBatch = Callable[[int, int, int, float], None]  # answers, tokens, tokens with padding, seconds
 
 HEADS = {
     "scores": "AutoModelForSequenceClassification", "vectors": "AutoModel",
@@ -20,20 +17,15 @@ HEADS = {
 }  # fmt: skip
 
 
-class Aborted(Exception):
-    """The run is being stopped; raised between batches."""
-
-
-class TorchBackend:
-    """A device, and what the worker hangs onto a backend."""
+class TorchBackend(Backend):
+    """A backend on a device."""
 
     def __init__(self, resolved: Resolved, threads: int) -> None:
+        super().__init__()
         if resolved.device == "cpu":
             torch.set_num_threads(threads)
         self.device = torch.device(resolved.device)
         self.tokens_per_batch = resolved.tokens_per_batch
-        self.on_batch: OnBatch = lambda rows, tokens, executed, seconds: None
-        self.aborted: Callable[[], bool] = lambda: False
 
 
 def load_model(model: ModelFiles, dtype: torch.dtype, kind: str) -> Any:

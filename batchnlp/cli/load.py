@@ -11,7 +11,7 @@ from batchnlp.cli.show import message, print_json, sink_line
 from batchnlp.data.ledger import open_ledgers
 from batchnlp.data.lock import Lock
 from batchnlp.job.load import build_target
-from batchnlp.job.statement import StatementSpec
+from batchnlp.job.sinks import StatementSpec
 
 
 def load_output(out: str, kind: str, settings: Sequence[str], as_json: bool) -> None:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, cast
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from batchnlp.cli.show import duration, message, print_json, print_table, size
 from batchnlp.data import collect as collecting
 from batchnlp.data.ledger import Ledger, fingerprints, open_ledgers, sums
 from batchnlp.data.lock import running
 from batchnlp.data.verify import verify
-from batchnlp.job.load import load_spec
+from batchnlp.errors import CorruptError, OutputError
+from batchnlp.job.spec import JobSpec
+from batchnlp.types import Part, many
+
+Found = TypeVar("Found")
+NAMED = 3  # damaged files that status names
 
 
-def show_plan(path: str, settings: Sequence[str], full: bool, probe: bool, as_json: bool) -> None:
+def show_plan(spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False) -> None:
     """Estimates of a job."""
     from batchnlp.engine.estimate import Estimate, estimate
     from batchnlp.engine.planner import prepare
 
-    found: Estimate = estimate(prepare(load_spec(path, settings)), full=full, probe=probe)
+    found: Estimate = estimate(prepare(spec), full=full, probe=probe)
     if as_json:
         print_json(asdict(found))
         return
@@ -32,18 +39,28 @@ def show_plan(path: str, settings: Sequence[str], full: bool, probe: bool, as_js
     )
     rows = [
         ("run", f"{found.run} ({found.job})"),
-        ("input", f"{found.files} files, {found.rows:,} rows, {found.shards} shards, {found.committed} done"),
-        ("sample", f"{found.sampled:,} documents; the figures below stand on them"),
+        ("input", ", ".join(many(*of) for of in ((found.files, "file"), (found.rows, "row"), (found.shards, "shard")))),
+        *(
+            [("done already", f"{many(found.rows_done, 'row')} in {many(found.committed, 'shard')}")]
+            * bool(found.committed)
+        ),
+        ("sample", f"{many(found.sampled, 'document')}; the figures below stand on them"),
         ("tokens", f"about {found.tokens:,} in all; longest {found.longest:,}, the model takes {found.max_length:,}"),
-        ("over the limit", f"about {found.over_limit:,} documents"),
+        ("over the limit", f"about {many(found.over_limit, 'document')}"),
         ("duplicates", f"{found.duplicate_share:.1%}"),
         ("dead letters", ", ".join(f"{code} {n:,}" for code, n in found.dead.items()) or "none"),
         ("padding", f"{found.padding:.1%} at {found.resolved['tokens_per_batch']:,} tokens a batch"),
         ("engine", f"{found.replicas} x {found.resolved['device']}, {found.resolved['why']}"),
         ("memory a replica", memory),
         ("time", eta),
+        *(("note", note) for note in found.notes),
     ]
+    if found.resolved["backend"] == "http":
+        unknown = "tokens", "over the limit", "padding", "memory a replica", "time"  # but to the server
+        rows = [row for row in rows if row[0] not in unknown]
     print_table("", ("", ""), rows)
+    if not found.histogram:
+        return
     most = max(found.histogram.values(), default=1)
     print_table(
         "\ntokens a document", ("", "", ""),
@@ -60,30 +77,63 @@ def show_status(out: str, as_json: bool) -> None:
     if as_json:
         print_json(runs[-1] if len(runs) == 1 else {"runs": runs})
         return
-    for run in runs:
+    for i, run in enumerate(runs):
         rows = [
             ("run", f"{run['run']} ({run['job']}), {run['status']}{'' if run['live'] else ', not live'}"),
-            ("shards", f"{run['shards_done']} of {run['shards']} done"),
-            ("rows", f"{run['rows_done']:,} of {run['rows']:,}: {run['ok']:,} results, {run['dead']:,} dead letters"),
+            *(("damage", damage) for damage in run["damage"]),
+            ("shards", f"{run['shards_done']:,} of {_known(run['shards'])} done"),
+            ("rows", f"{run['rows_done']:,} of {_known(run['rows'])}: {_sum(run['ok'], run['dead'])}"),
             *((f"dead: {code}", f"{n:,}") for code, n in sorted(run["codes"].items())),
         ]
         if run["dead"]:
-            rows.append(("see them", f"the Parquet files in {run['dead_letters']}"))
-        print_table("", ("", ""), rows)
+            see = f"batchnlp collect {shlex.quote(out)} --dead -o -"
+            rows.append(("see them", see if run["live"] else f"the Parquet files in {run['dead_letters']}"))
+        print_table("" if i == 0 else "\n", ("", ""), rows)
 
 
 def _status(ledger: Ledger) -> dict[str, Any]:
-    tree, total = ledger.plan_tree() or {}, sums(commits := list(ledger.commits().values()))
-    manifest = ledger.manifest()
+    """What is known of a run; what is damaged is named, and hides nothing else."""
+    damage: list[str] = []
+    tree = _read(ledger.plan_tree, damage) or {}
+    plan, _ = (_read(ledger.plan, damage) if tree or not damage else None) or (None, None)
+    parts = [_read(partial(ledger.committed, shard), damage) for shard in ledger.committed_shards()]
+    total = sums(done := [part for part in parts if part is not None])
+    manifest = _read(ledger.manifest, damage)
+    if manifest is not None:  # by then all files are where they are read
+        damage += _lost(ledger, done)
     holder = running(ledger.store)
     unfinished = f"running (process {holder.pid} on {holder.host})" if holder else "incomplete"
     state = unfinished if manifest is None else "done" if manifest["success"] else "failed"
     return {
-        "status": state, "run": ledger.run, "job": tree.get("job"), "output": ledger.store.root,
-        "shards": len(tree.get("shards", [])), "shards_done": len(commits), "rows": tree.get("rows", 0),
-        "rows_done": total["rows"], "ok": total["ok"], "dead": total["dead"], "codes": total["codes"],
-        "dead_letters": ledger.store.path(f"{ledger.control}/dead"),
+        "status": "damaged" if damage else state, "run": ledger.run, "job": tree.get("job"),
+        "output": ledger.store.root, "shards": len(plan.shards) if plan else None, "shards_done": len(done),
+        "rows": plan.rows if plan else None, "rows_done": total["rows"], "ok": total["ok"], "dead": total["dead"],
+        "codes": total["codes"], "dead_letters": ledger.store.path(f"{ledger.control}/dead"), "damage": damage,
     }  # fmt: skip
+
+
+def _lost(ledger: Ledger, parts: list[Part]) -> list[str]:
+    """What a look at names and sizes finds wrong with the files of parts."""
+    files = [file for part in parts for file in part.files]
+    found = [f"{ledger.store.path(file.name)} {damage}" for file in files if (damage := ledger.damage(file))]
+    more = len(found) - NAMED
+    return found if more <= 1 else [*found[:NAMED], f"and {more:,} files more; batchnlp verify names them all"]
+
+
+def _known(count: int | None) -> str:
+    return "?" if count is None else f"{count:,}"
+
+
+def _sum(ok: int, dead: int) -> str:
+    return f"{many(ok, 'result')} + {many(dead, 'dead letter')}"
+
+
+def _read(read: Callable[[], Found], damage: list[str]) -> Found | None:
+    try:
+        return read()
+    except (CorruptError, OutputError) as error:
+        damage.append(str(error))
+        return None
 
 
 def show_verdict(out: str, as_json: bool) -> int:
@@ -94,28 +144,40 @@ def show_verdict(out: str, as_json: bool) -> int:
     else:
         for problem in verdict.problems:
             message(problem)
-        what = (
-            f"{verdict.rows:,} rows = {verdict.ok:,} results + {verdict.dead:,} dead letters in {verdict.files} files"
-        )
-        message(f"not verified: {len(verdict.problems)} problems" if verdict.problems else f"verified: {what}")
+        what = f"{many(verdict.rows, 'row')} = {_sum(verdict.ok, verdict.dead)} in {many(verdict.files, 'file')}"
+        bad = many(len(verdict.problems), "problem")
+        message(f"not verified: {bad}" if verdict.problems else f"verified: {what}")
         if verdict.duplicate_ids:
-            message(f"{verdict.duplicate_ids:,} ids of the source are there more than once")
+            message(f"repeated ids of the source: {verdict.duplicate_ids:,}")
     return 1 if verdict.problems else 0
 
 
-def write_collected(out: str, target: str | None, format_: str | None, as_json: bool) -> None:
-    """Collect into one file."""
-    format_ = format_ or _by_name(target) or ("jsonl" if target == "-" else "parquet")
-    target = target or f"{os.path.abspath(out)}.{format_}"  # abspath: "." has no name
-    for run in map(_status, open_ledgers(out)):
-        if run["shards_done"] < run["shards"]:
-            message(f"run {run['run']} is not complete: {run['shards_done']} of {run['shards']} shards")
-    rows = collecting.collect(out, target, cast(collecting.Format, format_))
-    message(f"{rows:,} rows in {'stdout' if target == '-' else target}")
+def write_collected(out: str, target: str | None, format_: str | None, dead: bool, as_json: bool) -> None:
+    """Collect results or dead letters into one file."""
+    format_ = format_ or _by_name(target)
+    target = target or f"{os.path.abspath(out)}{'.dead' if dead else ''}.{format_}"  # abspath: "." has no name
+    lost = 0
+    for ledger in open_ledgers(out):
+        done, shards = ledger.commits(), len(ledger.plan()[0].shards)
+        lost += sums(done.values())["dead"]
+        if len(done) < shards:
+            message(f"run {ledger.run} is not complete: {len(done):,} of {many(shards, 'shard')}")
+    rows = collecting.collect(out, target, cast(collecting.Format, format_), dead=dead)
+    message(f"{many(rows, 'dead letter') if dead else many(rows, 'row')} in {'stdout' if target == '-' else target}")
+    if lost and not dead:
+        message(
+            f"{many(lost, 'dead letter')} beside them: batchnlp collect {shlex.quote(out)} --dead tells which, and why"
+        )
     if as_json and target != "-":
-        print_json({"status": "done", "rows": rows, "file": target, "format": format_})
+        print_json({"status": "done", "rows": rows, "dead": lost, "file": target, "format": format_})
 
 
-def _by_name(target: str | None) -> str | None:
-    suffix = os.path.splitext(target or "")[1].lower()
-    return {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}.get(suffix)
+def _by_name(target: str | None) -> str:
+    """The format that a file's name says; jsonl for stdout, parquet for a name that is ours to choose."""
+    if target in (None, "-"):
+        return "jsonl" if target else "parquet"
+    found = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+    suffix = os.path.splitext(str(target))[1].lower()
+    if suffix not in found:
+        raise OutputError(f"the name {target} says no format", "end it in .parquet, .csv or .jsonl, or add --format")
+    return found[suffix]

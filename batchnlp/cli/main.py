@@ -16,7 +16,8 @@ from typing import Any
 import click
 
 from batchnlp import __version__
-from batchnlp.errors import BatchnlpError
+from batchnlp.cli.streams import discard
+from batchnlp.errors import BatchnlpError, Interrupted
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 Command = Callable[..., Any]
@@ -50,17 +51,18 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """The CLI's border: nothing but a bug of ours leaves it as a traceback."""
+        from batchnlp.engine.signals import watch_signals
+
         try:
-            return super().invoke(ctx)
+            with watch_signals(lambda error: _last_words(ctx, error)):
+                return super().invoke(ctx)
         except BatchnlpError as error:
-            click.echo(f"batchnlp: {error}", err=True)
+            if not isinstance(error, Interrupted):  # which has said so when it came
+                _say(f"batchnlp: {error}")
             _tell(ctx, error, error.exit_code, error.message, error.hint)
             ctx.exit(error.exit_code)
-        except KeyboardInterrupt as error:
-            _tell(ctx, error, 130, "interrupted", "the same command resumes it")
-            ctx.exit(130)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout)
             ctx.exit(0)
         except click.ClickException as error:
             _tell(ctx, error, error.exit_code, error.format_message())
@@ -68,17 +70,36 @@ class Group(click.Group):
         except (click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:  # noqa: BLE001 - the CLI's border: what nobody foresaw is told whole, with its own exit code
-            click.echo(f"{traceback.format_exc()}batchnlp: this is a bug; what is committed is safe", err=True)
+            _say(f"{traceback.format_exc()}batchnlp: this is a bug; what is committed is safe")
             what = f"{type(error).__name__}: {error}"
             _tell(ctx, error, BatchnlpError.exit_code, what, "this is a bug; what is committed is safe")
             ctx.exit(BatchnlpError.exit_code)
 
 
+def _say(text: str, *, err: bool = True) -> None:
+    """A line, whether or not somebody reads it."""
+    try:
+        click.echo(text, err=err)
+    except OSError:
+        discard(sys.stderr if err else sys.stdout)
+
+
 def _tell(ctx: click.Context, error: BaseException, exit_code: int, message: str, hint: str = "") -> None:
     """With --json, the error as the last line on stdout."""
     if ctx.obj:
-        tree = {"status": "error", "exit_code": exit_code, "error": type(error).__name__}
-        click.echo(json.dumps({**tree, "message": message, "hint": hint}))
+        _say(_json_of(error, exit_code, message, hint), err=False)
+
+
+def _last_words(ctx: click.Context, error: Interrupted) -> None:
+    """The same from a signal handler, which must not meddle with sys.stdout."""
+    if ctx.obj:
+        os.write(1, f"{_json_of(error, error.exit_code, error.message, error.hint)}\n".encode())
+
+
+def _json_of(error: BaseException, exit_code: int, message: str, hint: str) -> str:
+    status = "stopped" if isinstance(error, Interrupted) else "error"
+    tree = {"status": status, "exit_code": exit_code, "error": type(error).__name__, "message": message, "hint": hint}
+    return json.dumps(tree)
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -110,6 +131,7 @@ def _one_off(kind: str, summary: str) -> None:
     @_own_options(kind)
     @mode_option
     @set_option
+    @click.option("--plan", is_flag=True, help="Only tell what it will do and cost, as the command plan does.")
     @json_option
     def command(inputs: tuple[str, ...], as_json: bool, **flags: Any) -> None:
         from batchnlp.cli.run import one_off
@@ -122,9 +144,12 @@ _PROMPT = click.option("--prompt", help="A jinja2 template; {{ text }} is the do
 _MAX_NEW = click.option("--max-new-tokens", type=int, help="Tokens an answer may have; 256 without it.")
 _SYSTEM = click.option("--system", help="The system prompt.")
 _SOURCE = click.option("--source-language", help="The documents' language, as the model names it.")
+_QUESTION = click.option("--question", help="The question that is asked of every document.")
+_QUESTION_COLUMN = click.option("--question-column", help="The column with a question for each document.")
 _TARGET = click.option("--target-language", help="The language to translate into.")
 _OWN: dict[str, tuple[Callable[[Command], Command], ...]] = {
     "zero-shot": (_LABELS,),
+    "qa": (_QUESTION, _QUESTION_COLUMN),
     "summarize": (_PROMPT, _MAX_NEW),
     "translate": (_SOURCE, _TARGET, _MAX_NEW),
     "generate": (_PROMPT, _MAX_NEW),
@@ -143,6 +168,8 @@ def _own_options(kind: str) -> Callable[[Command], Command]:
 
 _one_off("classify", "Give each document a label of a fine-tuned classifier.")
 _one_off("zero-shot", "Give each document one of your own labels, without training.")
+_one_off("ner", "Find the entities in each document, with their places.")
+_one_off("qa", "Find in each document the answer to a question.")
 _one_off("embed", "Give each document a vector.")
 _one_off("summarize", "Write a summary of each document.")
 _one_off("translate", "Translate each document.")
@@ -171,8 +198,21 @@ def run(spec: str, mode: str | None, settings: tuple[str, ...], as_json: bool) -
 def plan(spec: str, settings: tuple[str, ...], full: bool, probe: bool, as_json: bool) -> None:
     """Tell what the job in SPEC will do and cost; write nothing."""
     from batchnlp.cli.look import show_plan
+    from batchnlp.job.load import load_spec
 
-    show_plan(spec, settings, full, probe, as_json)
+    show_plan(load_spec(spec, settings), as_json, full=full, probe=probe)
+
+
+@main.command()
+@click.argument("spec")
+@set_option
+@click.option("--rows", type=click.IntRange(min=1), default=32, help="Documents to compare; 32 without it.")
+@json_option
+def doctor(spec: str, settings: tuple[str, ...], rows: int, as_json: bool) -> None:
+    """Tell whether batches, dtype and backend change the answers of the job in SPEC; exit 1 if they do."""
+    from batchnlp.cli.doctor import show_diagnosis
+
+    sys.exit(show_diagnosis(spec, settings, rows, as_json))
 
 
 @main.command()
@@ -201,12 +241,13 @@ def verify(out: str, as_json: bool) -> None:
 @click.option(
     "--format", "format_", type=click.Choice(["parquet", "csv", "jsonl"]), help="By the file's name without it."
 )
+@click.option("--dead", is_flag=True, help="The dead letters instead: which rows have no result, and why.")
 @json_option
-def collect(out: str, output: str | None, format_: str | None, as_json: bool) -> None:
+def collect(out: str, output: str | None, format_: str | None, dead: bool, as_json: bool) -> None:
     """Write the results in OUT as one table, in input order."""
     from batchnlp.cli.look import write_collected
 
-    write_collected(out, output, format_, as_json)
+    write_collected(out, output, format_, dead, as_json)
 
 
 WAREHOUSES = ["duckdb", "delta", "iceberg", "postgres", "parquet", "bigquery", "snowflake", "clickhouse"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from batchnlp.cli.look import show_plan
 from batchnlp.cli.show import LiveLine, print_json, print_summary
 from batchnlp.engine.driver import run_job
 from batchnlp.job.load import build_spec, load_spec
@@ -15,6 +16,7 @@ FLAGS = {
     "output": "output.path", "model": "task.model", "revision": "task.revision", "text_column": "source.text",
     "id_column": "source.id", "keep": "source.keep", "labels": "task.labels", "mode": "output.mode",
     "prompt": "task.prompt", "system": "task.system", "max_new_tokens": "task.max_new_tokens",
+    "question": "task.question", "question_column": "task.question_column",
     "source_language": "task.source_language", "target_language": "task.target_language",
 }  # fmt: skip
 
@@ -23,7 +25,11 @@ def one_off(kind: str, inputs: Sequence[str], flags: Mapping[str, Any], as_json:
     """A job from flags alone; the exit code."""
     given = {key: flags[flag] for flag, key in FLAGS.items() if flags.get(flag) is not None}
     given |= {"task.kind": kind, "source.path": list(inputs)}
-    return execute(build_spec({}, flags["settings"], given, "the command line"), as_json)
+    spec = build_spec({}, flags["settings"], given, "the command line")
+    if flags["plan"]:
+        show_plan(spec, as_json)
+        return 0
+    return execute(spec, as_json)
 
 
 def run_file(path: str, mode: str | None, settings: Sequence[str], as_json: bool) -> int:

@@ -9,22 +9,26 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from batchnlp.cli.streams import Messages, discard
 from batchnlp.engine.driver import Progress, RunResult
+from batchnlp.types import many
 
 FIRST_PLAIN = 5.0  # seconds until the first plain line; each wait is half as long again, up to
 LAST_PLAIN = 60.0
+WIDE = 10_000  # columns: off a terminal a line is as long as it is
 
 
 def console(*, stderr: bool = True) -> Console:
     """A console that honours NO_COLOR and knows whether it is a terminal."""
-    return Console(stderr=stderr, soft_wrap=True, highlight=False)
+    file = cast(TextIO, Messages(sys.stderr)) if stderr and sys.stderr is not None else None
+    return Console(stderr=stderr, file=file, soft_wrap=True, highlight=False)
 
 
 def message(text: str) -> None:
@@ -33,9 +37,12 @@ def message(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One object on one line of stdout."""
-    sys.stdout.write(json.dumps(value, default=str) + "\n")
-    sys.stdout.flush()
+    """One object on one line of stdout; where nobody reads it, what was done stays done."""
+    try:
+        sys.stdout.write(json.dumps(value, default=str) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
 
 
 def duration(seconds: float) -> str:
@@ -62,12 +69,11 @@ def line_of(p: Progress) -> str:
     rate = p.rows_now / seconds
     left = (p.total - p.rows) / rate if rate else 0.0
     padding = 1 - p.tokens / p.executed if p.executed else 0.0
-    parts = [
-        f"{p.rows:,}/{p.total:,} rows {p.rows / max(p.total, 1):4.0%}", f"{rate:,.0f} docs/s",
+    return " · ".join([  # what matters most comes first: a terminal cuts off what it has no room for
+        *([p.note] if p.note else []), f"{p.rows:,}/{p.total:,} rows {p.rows / max(p.total, 1):4.0%}",
+        f"{rate:,.0f} docs/s", f"ETA {duration(left)}" if rate else "ETA ?", f"dead {p.dead:,}",
         f"{p.tokens / seconds:,.0f} tokens/s", f"padding {padding:.1%}", f"device busy {min(p.busy / seconds, 1):.0%}",
-        f"dead {p.dead:,}", f"ETA {duration(left)}" if rate else "ETA ?",
-    ]  # fmt: skip
-    return " · ".join(parts + ([p.note] if p.note else []))
+    ])  # fmt: skip
 
 
 class LiveLine:
@@ -88,6 +94,8 @@ class LiveLine:
 
     def update(self, progress: Progress) -> None:
         """Draw or print."""
+        if progress.message:
+            self._console.print(Text(progress.message))
         if self._live.is_started:
             self._live.update(Text(line_of(progress), overflow="ellipsis", no_wrap=True))
         elif progress.seconds >= self._next:
@@ -99,7 +107,8 @@ class LiveLine:
 def print_summary(r: RunResult) -> None:
     """How the run went, on stderr."""
     s = r.seconds
-    lines = [f"{r.status}: {r.rows:,} rows = {r.rows - r.dead:,} results + {r.dead:,} dead letters in {r.output}"]
+    total = f"{many(r.rows, 'row')} = {many(r.rows - r.dead, 'result')} + {many(r.dead, 'dead letter')}"
+    lines = [f"{r.status}: {total} in {r.output}"]
     if r.message:
         lines.append(r.message)
     if r.codes:
@@ -113,9 +122,12 @@ def print_summary(r: RunResult) -> None:
             f"write {s['write']:.1f} s · idle {s['idle']:.1f} s · total {s['total']:.1f} s "
             "(stages overlap)",
         ]  # fmt: skip
+    lines += r.notes
     lines += [sink_line(sink) for sink in r.sinks]
     if r.resumed:
-        lines.append(f"{r.resumed} shards were done before, {r.shards} now")
+        lines.append(f"shards: {r.resumed:,} done before, {r.shards:,} now")
+    if r.replaced:
+        lines.append(f"replaced: {', '.join(f'run {run}' for run in r.replaced)}")
     for line in lines:
         message(line)
 
@@ -131,8 +143,17 @@ def sink_line(sink: Mapping[str, Any]) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A small table on stdout."""
-    table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+    """A small table on stdout; nothing in it is cut off."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, show_header=any(columns))
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(value)) for value in row))
-    console(stderr=False).print(table)
+    out = console(stderr=False)
+    if out.is_terminal:
+        out.print(table)
+        return
+    out.width = WIDE
+    with out.capture() as drawn:
+        out.print(table)
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in drawn.get().splitlines())

@@ -11,8 +11,7 @@ import json
 import math
 import os
 import sys
-import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Literal, Protocol
 
@@ -22,10 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchnlp.data.ledger import Ledger, open_ledgers
-from batchnlp.data.parts import ROW_GROUP
-from batchnlp.data.store import explain_full, fsync
-from batchnlp.errors import OutputError
-from batchnlp.types import Part
+from batchnlp.data.parts import DEAD_SCHEMA, ROW_GROUP
+from batchnlp.data.store import explain_full, fsync, temporary_in
+from batchnlp.errors import CorruptError, OutputError
+from batchnlp.types import Part, PartFile
 
 Format = Literal["parquet", "csv", "jsonl"]
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet recognises a formula
@@ -34,30 +33,44 @@ TABLE_BYTES = 64 << 20  # tables are gathered up to this size before they are wr
 
 def read_part(ledger: Ledger, part: Part) -> pa.Table | None:
     """The results of one shard in input order; None where all its rows are dead letters."""
-    tables = [_read(ledger, f.name) for f in part.files if f.kind == "rows"]
+    tables = [_read(ledger, part, f) for f in part.files if f.kind == "rows"]
     order = next((f for f in part.files if f.kind == "order"), None)
     if not tables:
         return None
     if order is None:
         return tables[0]
-    which = np.asarray(_read(ledger, order.name)["file"])
+    which = np.asarray(_read(ledger, part, order)["file"])
     back = np.empty(len(which), np.int64)
     back[np.argsort(which, kind="stable")] = np.arange(len(which))
     return pa.concat_tables(tables).take(pa.array(back))
 
 
-def _read(ledger: Ledger, name: str) -> pa.Table:
-    # Memory-mapped, and one file at a time: the key=value folders are columns in the file already.
-    with pq.ParquetFile(ledger.store.path(name), page_checksum_verification=True) as file:
-        return file.read()
+def read_dead(ledger: Ledger, part: Part) -> pa.Table | None:
+    """The dead letters of one shard in input order; None where it has none."""
+    return next((_read(ledger, part, f) for f in part.files if f.kind == "dead"), None)
 
 
-def tables(root: str) -> Iterator[pa.Table]:
-    """The results of all live runs of an output, in input order, a shard at a time."""
+def _read(ledger: Ledger, part: Part, file: PartFile) -> pa.Table:
+    path, hint = ledger.store.path(file.name), ledger.redo_hint(part.shard)
+    if damage := ledger.damage(file):
+        raise CorruptError(f"{path} {damage}", hint)
+    try:
+        # Not as a data set: the key=value folders are columns in the file already.
+        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+            return parquet.read()
+    except PermissionError:
+        raise OutputError(f"{path} cannot be read: permission denied", "make it readable") from None
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptError(f"{path} cannot be read: {' '.join(str(error).split())}", hint) from None
+
+
+def tables(root: str, read: Callable[[Ledger, Part], pa.Table | None] = read_part) -> Iterator[pa.Table]:
+    """The results (or what else `read` finds in a shard) of all live runs of an output, in input order, a shard at a
+    time."""
     for ledger in open_ledgers(root):
         commits = ledger.commits()
         for index in sorted(commits):
-            table = read_part(ledger, commits[index])
+            table = read(ledger, commits[index])
             if table is not None:
                 yield table
 
@@ -71,15 +84,15 @@ def schema_of(root: str) -> pa.Schema:
     return schemas[0] if len(ledgers) > 1 else ledgers[0].plan()[0].schema
 
 
-def collect(root: str, target: str, format: Format) -> int:
-    """Write all results to the file `target` ("-" is stdout); the number of rows.
+def collect(root: str, target: str, format: Format, *, dead: bool = False) -> int:
+    """Write all results, or all dead letters, to the file `target` ("-" is stdout); the number of rows.
 
-    The file appears when it is whole.
+    The file appears when it is whole. CorruptError names a part that is not.
     """
-    schema = schema_of(root)
+    schema = DEAD_SCHEMA if dead else schema_of(root)
     rows = 0
     with _open(target, format, schema) as sink:
-        for table in _gather(tables(root), schema):
+        for table in _gather(tables(root, read_dead if dead else read_part), schema):
             sink.write(table)
             rows += len(table)
     return rows
@@ -111,7 +124,7 @@ def _open(target: str, format: Format, schema: pa.Schema) -> Iterator[_Sink]:
     folder = os.path.dirname(os.path.abspath(target))
     if not os.path.isdir(folder) or os.path.isdir(target):
         raise OutputError(f"cannot write {target}", "it must be a file in a directory that exists")
-    temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
+    temporary = temporary_in(folder)
     try:
         with explain_full(folder):
             if format == "parquet":

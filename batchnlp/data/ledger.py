@@ -26,14 +26,13 @@ from typing import Any
 import pyarrow as pa
 
 from batchnlp.data.parts import part_from_json, staging_folder
-from batchnlp.data.store import LocalStore, sha256_file, to_json
+from batchnlp.data.store import CONTROL, LocalStore, sha256_file, to_json
 from batchnlp.errors import CorruptError, OutputError
-from batchnlp.types import InputFile, Part, Plan, Resolved, Segment, Shard
+from batchnlp.types import InputFile, Part, PartFile, Plan, Resolved, Segment, Shard
 
 FORMAT = 1
-CURRENT = "_batchnlp/current.json"
+CURRENT = f"{CONTROL}/current.json"
 SUCCESS = "_SUCCESS"
-DROPPED = ".dropped-"
 
 
 class Ledger:
@@ -140,17 +139,27 @@ class Ledger:
         folder = staging_folder(self.control, part.shard, part.attempt)
         for file in part.files:
             target = self.store.path(file.name)
-            staged = os.path.exists(self.store.path(f"{folder}/{file.name}"))
-            if not staged and os.path.exists(target) and os.path.getsize(target) == file.size:
+            if not os.path.exists(self.store.path(f"{folder}/{file.name}")):
+                if damage := self.damage(file):
+                    raise CorruptError(f"{target} {damage}", self.redo_hint(part.shard))
                 continue
-            if not staged:
-                hint = f"to compute the shard again, remove {self.store.path(self._commit_name(part.shard))}"
-                raise CorruptError(f"{self.store.path(file.name)} was committed and is gone", hint)
             try:
                 self.store.publish(f"{folder}/{file.name}", file.name)
             except FileNotFoundError:  # another driver published it and swept the staging folder meanwhile
                 if not os.path.exists(target):
                     raise
+
+    def damage(self, file: PartFile) -> str:
+        """What a look at a published file's name and size finds wrong with it."""
+        path = self.store.path(file.name)
+        if not os.path.isfile(path):
+            return "was committed and is gone"
+        size = os.path.getsize(path)
+        return "" if size == file.size else f"has {size:,} bytes instead of {file.size:,}"
+
+    def redo_hint(self, shard: int) -> str:
+        """How a user has a committed shard computed again."""
+        return f"remove {self.store.path(self._commit_name(shard))} and run the job again; the shard is computed anew"
 
     def recover(self, shards: Iterable[Shard], invocation: str) -> dict[int, Part]:
         """After a crash: publish all commits again, adopt finished attempts that have none, sweep the rest."""
@@ -210,7 +219,7 @@ class Ledger:
 
     def manifest(self, name: str = "") -> dict[str, Any] | None:
         """manifest.json (or an older one of that name), or None while the run is not complete."""
-        name, hint = name or f"{self.control}/manifest.json", "remove it and run the job again; it is written anew"
+        name, hint = name or f"{self.control}/manifest.json", "run the job again; it is written anew"
         tree = _read_tree(self.store, name, hint)
         if tree is None:
             return None
@@ -218,14 +227,20 @@ class Ledger:
             sums_ = {key: int(tree[key]) for key in ("rows", "ok", "dead")}
             return {**tree, **sums_, "success": bool(tree["success"]), "files": [dict(f) for f in tree["files"]]}
 
-    def drop(self) -> None:
-        """Remove this run's published files and its control directory.
+    def succeeded(self) -> dict[str, Any] | None:
+        """The manifest of a run that is complete and within its limit; a damaged one does not say so."""
+        with suppress(CorruptError):
+            found = self.manifest()
+            return found if found is not None and found["success"] else None
+        return None
 
-        The directory is renamed first: a crash in between must not leave half of it to a later run of the same job.
-        """
-        if os.path.isdir(self.store.path(self.control)):
-            os.rename(self.store.path(self.control), self.store.path(f"_batchnlp/{DROPPED}{self.fingerprint}"))
-        sweep_dropped(self.store)
+    def complete(self) -> bool:
+        """Whether there is a manifest, be it damaged."""
+        return self.store.read(f"{self.control}/manifest.json") is not None
+
+    def begun(self) -> bool:
+        """Whether there is more than a plan: a shard, or work on one."""
+        return self.complete() or any(self.store.names(f"{self.control}/{name}") for name in ("commits", "staging"))
 
 
 def sums(parts: Iterable[Part]) -> dict[str, Any]:
@@ -256,7 +271,7 @@ def set_live(store: LocalStore, fingerprints: list[str]) -> None:
 def settle(store: LocalStore) -> None:
     """`_SUCCESS` is there if and only if every live run is complete and within its limit."""
     names = live(store)
-    manifests = [found for name in names if (found := Ledger(store, name).manifest()) and found["success"]]
+    manifests = [found for name in names if (found := Ledger(store, name).succeeded())]
     if not names or len(manifests) < len(names):
         store.remove(SUCCESS)
         return
@@ -268,19 +283,6 @@ def settle(store: LocalStore) -> None:
 def fingerprints(store: LocalStore) -> list[str]:
     """Every fingerprint that has a control directory here, live or not."""
     return [name for name in store.names("_batchnlp") if len(name) == 64]
-
-
-def sweep_dropped(store: LocalStore) -> None:
-    """Remove the files of dropped runs; also those that a crash left half removed."""
-    for name in store.names("_batchnlp"):
-        if name.startswith(DROPPED):
-            ledger = Ledger(store, name)
-            for shard in ledger.committed_shards():
-                with suppress(CorruptError):
-                    for file in ledger.committed(shard).files:
-                        store.remove(file.name)
-                        _remove_empty(store, os.path.dirname(file.name))
-            store.remove(ledger.control)
 
 
 def open_ledgers(root: str) -> list[Ledger]:
@@ -313,9 +315,3 @@ def _damaged(path: str, hint: str) -> Iterator[None]:
 
 def _input_file(tree: dict[str, Any]) -> InputFile:
     return InputFile(**{**tree, "partitions": tuple((key, value) for key, value in tree["partitions"])})
-
-
-def _remove_empty(store: LocalStore, folder: str) -> None:
-    while folder and os.path.isdir(store.path(folder)) and not os.listdir(store.path(folder)):
-        os.rmdir(store.path(folder))
-        folder = os.path.dirname(folder)

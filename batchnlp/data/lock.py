@@ -10,6 +10,7 @@ This is courtesy, so that two runs do not do the same work. Safety comes from ex
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -88,6 +89,7 @@ class Lock:
     def __init__(self, store: LocalStore, invocation: str) -> None:
         self._store = store
         self._mine = Holder.me(invocation)
+        self._taken = False
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._count, name="lock-beat", daemon=True)
 
@@ -106,7 +108,9 @@ class Lock:
         self._thread.start()
 
     def release(self) -> None:
-        """Give the lock back, if it is still ours."""
+        """Give the lock back, if it is ours, and still is."""
+        if not self._taken:
+            return
         self._released.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -143,6 +147,7 @@ class Lock:
         return _holder(self._store)
 
     def _write(self) -> None:
+        self._taken = True
         self._store.replace(NAME, to_json(asdict(self._mine)))
 
     @contextmanager
@@ -153,7 +158,11 @@ class Lock:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             handle = open(path, "a")  # noqa: SIM115 - closed right below; only the opening is explained
         with handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                    raise  # a file system without flock: then two that look at the same moment both find it free
             yield
 
 

@@ -48,10 +48,14 @@ def ids_hash(ids: pa.Array | pa.ChunkedArray) -> int:
 
 def hash_each(ids: pa.Array | pa.ChunkedArray) -> list[int]:
     """A 64-bit hash of each id."""
-    return [
-        int.from_bytes(hashlib.blake2b(b"\0null" if v is None else v.encode(), digest_size=8).digest(), "big")
-        for v in ids.cast(pa.large_string()).to_pylist()
-    ]
+    return [NULL_ID if v is None else _hash(v.encode()) for v in ids.cast(pa.large_string()).to_pylist()]
+
+
+def _hash(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+NULL_ID = _hash(b"\0null")  # of a dead letter that has none
 
 
 def dead_table(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFile]) -> pa.Table:
@@ -62,10 +66,10 @@ def dead_table(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFil
     ids = docs.ids.cast(pa.string())
     rows = []
     for doc in sorted(first):
-        f, text = first[doc], docs.text_at(doc)
+        f, text, line = first[doc], docs.text_at(doc), docs.line(doc)
         rows.append({
             "id": ids[doc].as_py(), "file": files[docs.file[doc]].name, "row": int(docs.row[doc]),
-            "line": f.line if f.line > 0 else None, "stage": f.stage, "code": f.code, "message": f.message[:500],
+            "line": line if line > 0 else None, "stage": f.stage, "code": f.code, "message": f.message[:500],
             "attempts": f.attempts, "text_sha256": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
         })  # fmt: skip
     return pa.Table.from_pylist(rows, DEAD_SCHEMA)
@@ -85,7 +89,7 @@ class PartWriter:
         self._control, self._fp8 = f"_batchnlp/{fingerprint}", fingerprint[:8]
 
     def write(self, shard: int, attempt: str, table: pa.Table, dead: pa.Table, measured: dict[str, Any]) -> Part:
-        """Write all files of a shard, fsync them, then `part.json`. `measured` fills tokens, executed and seconds."""
+        """Write all files of a shard, fsync them, then `part.json`. `measured` fills tokens, executed, seconds and note."""
         folder = self._store.path(staging_folder(self._control, shard, attempt))
         with explain_full(self._store.root):
             files = [self._file(folder, name, t, kind) for name, t, kind in self._tables(shard, table, dead)]
@@ -158,5 +162,5 @@ def _quote(value: str | None) -> str:
 
 def part_from_json(tree: dict[str, Any]) -> Part:
     """The Part in a `part.json` or a commit."""
-    fields = {name: tree[name] for name in Part.__dataclass_fields__}
-    return Part(**{**fields, "files": tuple(PartFile(**f) for f in tree["files"])})
+    fields = {name: tree[name] for name in Part.__dataclass_fields__ if name != "note"}
+    return Part(**{**fields, "note": tree.get("note", ""), "files": tuple(PartFile(**f) for f in tree["files"])})

@@ -20,6 +20,12 @@ from typing import Any, Protocol
 
 from batchnlp.errors import OutputError, StoppedError
 
+CONTROL = "_batchnlp"  # the folder of control files; what an output of ours is known by
+TEMPORARY = ".tmp-"
+UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
+              errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)  # fmt: skip
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+
 
 class Store(Protocol):
     """Files below one root, named by '/'-separated relative names."""
@@ -62,7 +68,7 @@ class LocalStore:
         """Exclusive: temporary file, fsync, link."""
         with self._temporary(name, data) as temporary:
             try:
-                os.link(temporary, self.path(name))
+                _link(temporary, self.path(name))
             except FileExistsError:
                 return False
         fsync(os.path.dirname(self.path(name)))
@@ -76,28 +82,27 @@ class LocalStore:
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes."""
-        try:
+        with _unreadable(self.path(name)), suppress(FileNotFoundError, NotADirectoryError):
             return Path(self.path(name)).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        return None
 
     def names(self, folder: str) -> list[str]:
         """Sorted, temporary files left out."""
-        try:
-            return sorted(n for n in os.listdir(self.path(folder)) if not n.startswith(".tmp-"))
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+        with _unreadable(self.path(folder)), suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(n for n in os.listdir(self.path(folder)) if not n.startswith(TEMPORARY))
+        return []
 
     def publish(self, source: str, name: str) -> None:
         """A hard link: no copy, and the name appears only when the content is whole."""
         target = self.path(name)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with explain_full(self.root):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
         try:
-            os.link(self.path(source), target)
+            _link(self.path(source), target)
         except FileExistsError:
             if not os.path.samefile(self.path(source), target):  # damaged, and now computed again
-                temporary = os.path.join(os.path.dirname(target), f".tmp-{uuid.uuid4().hex}")
-                os.link(self.path(source), temporary)
+                temporary = temporary_in(os.path.dirname(target))
+                _link(self.path(source), temporary)
                 os.replace(temporary, target)
         fsync(os.path.dirname(target))
 
@@ -113,7 +118,7 @@ class LocalStore:
     @contextmanager
     def _temporary(self, name: str, data: bytes) -> Iterator[str]:
         folder = os.path.dirname(self.path(name))
-        temporary = os.path.join(folder, f".tmp-{uuid.uuid4().hex}")
+        temporary = temporary_in(folder)
         try:
             with explain_full(folder):
                 os.makedirs(folder, exist_ok=True)
@@ -127,6 +132,27 @@ class LocalStore:
                 os.unlink(temporary)
 
 
+def temporary_in(folder: str) -> str:
+    """The path of a file that is not yet to be seen; what a crash leaves of them is swept."""
+    return os.path.join(folder, f"{TEMPORARY}{uuid.uuid4().hex}")
+
+
+def _link(source: str, target: str) -> None:
+    """os.link: nothing else makes a name exclusively and with all its content. Whether the file system can is found out
+    by the plan, the first thing that a run writes."""
+    try:
+        os.link(source, target)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:
+        folder = os.path.dirname(target)
+        if error.errno not in NO_LINKS:
+            with explain_full(folder):
+                raise
+        what = f"the file system of {folder} makes no hard links: {error.strerror}"
+        raise OutputError(what, "choose an output.path on one that does, and copy the results from there") from None
+
+
 @contextmanager
 def explain_full(where: str) -> Iterator[None]:
     """Turn the operating system's answer to a write into one a user can act on."""
@@ -136,9 +162,17 @@ def explain_full(where: str) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             hint = "make room and run the same command again; it resumes"
             raise StoppedError(f"no space left below {where}", hint) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in UNWRITABLE:
             raise OutputError(f"cannot write below {where}: {error.strerror}", "choose another output.path") from None
         raise
+
+
+@contextmanager
+def _unreadable(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror}", "is it yours, and its disk well?") from None
 
 
 def fsync(path: str) -> None:

@@ -7,8 +7,6 @@ over several runs that stand in one output; `_SUCCESS` is there if and only if a
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,10 +14,10 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers, sums
-from batchnlp.data.parts import hash_each
+from batchnlp.data.parts import NULL_ID, hash_each
 from batchnlp.data.store import sha256_file
 from batchnlp.errors import CorruptError, OutputError
-from batchnlp.types import Part, PartFile, Plan
+from batchnlp.types import Part, PartFile, Plan, many
 
 Ids = npt.NDArray[np.uint64]  # hashes of ids
 
@@ -55,6 +53,7 @@ def _check_run(ledger: Ledger, verdict: Verdict) -> Ids:
     except (CorruptError, OutputError) as error:
         verdict.problems.append(f"run {ledger.run}: {error}")
         return hashes[0]
+    missing: list[int] = []
     for shard in plan.shards:
         try:
             part = ledger.find(shard.index)
@@ -62,10 +61,14 @@ def _check_run(ledger: Ledger, verdict: Verdict) -> Ids:
             verdict.problems.append(f"run {ledger.run}: {error}")
             continue
         if part is None:
-            verdict.problems.append(f"run {ledger.run}: shard {shard.index} is not committed; run the job again")
+            missing.append(shard.index)
             continue
         commits[shard.index] = part
         verdict.problems += _check_part(ledger, part, shard.rows, hashes)
+    if missing:
+        which = f"{len(missing)} of {many(len(plan.shards), 'shard')} (the first: {missing[0]}) are"
+        which = f"shard {missing[0]} is" if len(missing) == 1 else which
+        verdict.problems.append(f"run {ledger.run}: {which} not committed; run the job again")
     for extra in sorted(set(ledger.committed_shards()) - set(range(len(plan.shards)))):
         verdict.problems.append(f"run {ledger.run}: the commit of shard {extra} belongs to another plan")
     _check_whole(ledger, plan, commits, verdict)
@@ -96,11 +99,7 @@ def _generates_ids(ledger: Ledger) -> bool:
 
 def _check_success(ledgers: list[Ledger], verdict: Verdict) -> None:
     """`_SUCCESS` says of all live runs together what their manifests say."""
-    manifests = []
-    for ledger in ledgers:
-        with suppress(CorruptError):  # told already
-            manifests.append(ledger.manifest())
-    should = len(manifests) == len(ledgers) and all(m is not None and m["success"] for m in manifests)
+    should = all(ledger.succeeded() for ledger in ledgers)
     there = ledgers[0].store.read(SUCCESS) is not None
     if should and not there:
         verdict.problems.append(f"all runs are complete, but {SUCCESS} is missing; run the job again")
@@ -120,19 +119,19 @@ def _check_part(ledger: Ledger, part: Part, rows: int, hashes: list[Ids]) -> lis
             found += hash_each(pq.read_table(ledger.store.path(file.name), columns=["id"], partitioning=None)["id"])
     if not problems and f"{sum(found) % 2**64:016x}" != part.ids_hash:
         problems.append(f"{name}: the ids are not those that went in")
-    hashes.append(np.array(found, np.uint64))
+    hashes.append(np.array([one for one in found if one != NULL_ID], np.uint64))
     return problems
 
 
 def _check_file(ledger: Ledger, file: PartFile) -> list[str]:
     path = ledger.store.path(file.name)
-    if not os.path.isfile(path):
-        return [f"{path} is missing"]
-    if os.path.getsize(path) != file.size:
-        return [f"{path} has {os.path.getsize(path):,} bytes instead of {file.size:,}"]
-    if sha256_file(path) != file.sha256:
-        return [f"{path} is damaged: its checksum differs"]
-    return []
+    if damage := ledger.damage(file):
+        return [f"{path} {damage}"]
+    try:
+        whole = sha256_file(path) == file.sha256
+    except OSError as error:
+        return [f"{path} cannot be read: {error.strerror}"]
+    return [] if whole else [f"{path} is damaged: its checksum differs"]
 
 
 def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: Verdict) -> None:

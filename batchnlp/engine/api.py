@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.backends.model_files import resolve_model
 from batchnlp.data.sources.columns import TURNS, is_turns
 from batchnlp.engine.driver import Listener, RunResult, run_job
+from batchnlp.engine.planner import find_model
 from batchnlp.errors import SourceError
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
@@ -30,7 +30,8 @@ def as_spec(job: Job) -> JobSpec:
 
 
 def run(job: Job, listen: Listener = lambda progress: None) -> RunResult:
-    """Run a job, or resume it. `exit_code` is 0 when it is done; errors are raised (see `batchnlp.errors`)."""
+    """Run a job, or resume it. `status` is done, failed (over limits.max_failed) or stopped (by a signal), and `exit_code`
+    that of the command; errors are raised (see `batchnlp.errors`)."""
     return run_job(as_spec(job), listen)
 
 
@@ -47,9 +48,10 @@ def apply(
     sections = {"task": {"kind": kind, "model": model, **task}, "engine": {"runner": "inline", **(engine or {})}}
     flags = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
     spec = build_spec({"source": {"path": "memory"}, "output": {"path": "memory"}}, flags=flags)
-    files = resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
-    worker: Task = registry.load(registry.TASKS, kind)(files, spec.task)
+    files = find_model(spec)
+    worker: Task = registry.task(files, spec.task)
     result = _beside(texts, data if isinstance(data, pa.Table) else None, worker)
+    worker.check(result.schema)
     hardware = devices.probe_hardware()
     resolved = devices.resolve(spec.engine, files, hardware, worker.needs)
     backend = registry.backend(files, resolved, worker, hardware.cpus)

@@ -10,22 +10,25 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle, sums, sweep_dropped
+from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle, sums
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
+from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unnamed
 from batchnlp.engine.planner import Prepared, make_plan, prepare
-from batchnlp.engine.signals import Interrupt, Interrupted, watch_signals
+from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.engine.worker import WorkerSetup
-from batchnlp.errors import BatchnlpError, OutputError
+from batchnlp.errors import BatchnlpError, CorruptError, Interrupted, OutputError, StoppedError
 from batchnlp.job.identity import differences
-from batchnlp.job.spec import JobSpec, SinkSpec
+from batchnlp.job.sinks import SinkSpec
+from batchnlp.job.spec import JobSpec
 from batchnlp.sinks.load import load
-from batchnlp.types import Part, Plan, Resolved
+from batchnlp.types import Part, Plan, Resolved, many
 
 
 class Runner(Protocol):
@@ -33,6 +36,9 @@ class Runner(Protocol):
 
     def ready(self, timeout: float) -> bool:
         """Whether work has begun, which it has when the first worker has loaded its model."""
+
+    def note(self) -> str:
+        """What keeps work from beginning, if it is anything out of the ordinary."""
 
     def wait(self, timeout: float) -> list[Part]:
         """Parts that got done."""
@@ -63,6 +69,7 @@ class Progress:
     executed: float
     busy: float  # device seconds a replica
     note: str = ""
+    message: str = ""  # to be told once, on a line of its own
 
 
 @dataclass(slots=True)
@@ -86,34 +93,41 @@ class RunResult:
     message: str = ""
     sinks: list[dict[str, Any]] = field(default_factory=list)  # what each of the job's warehouses was given
     resolved: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # what a backend did otherwise than it would, and why
+    replaced: list[str] = field(default_factory=list)  # runs that an overwrite took the place of
 
 
 Listener = Callable[[Progress], None]
 
 
 def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResult:
-    """Run a job to its end, or resume it. Raises UsageError before anything is written, LockedError, StoppedError."""
+    """Run a job to its end, or resume it. Raises UsageError before any result is written, LockedError, StoppedError,
+    and Interrupted where a signal comes before there is a plan."""
     began = time.monotonic()
-    prepared = prepare(spec)
-    store = LocalStore(spec.output.path)
-    refuse_other_runs(prepared, store)
-    lock = Lock(store, invocation := uuid.uuid4().hex[:12])
-    lock.acquire()
-    try:
-        with watch_signals() as interrupt:
+    with watch_signals() as interrupt:
+        prepared = prepare(spec)
+        interrupt.check()
+        store = LocalStore(spec.output.path)
+        refuse_other_runs(prepared, store)
+        lock = Lock(store, invocation := uuid.uuid4().hex[:12])
+        try:
+            lock.acquire()
             return _Run(prepared, store, invocation, listen, began, interrupt).run()
-    finally:
-        lock.release()
+        finally:
+            interrupt.defer()
+            lock.release()
 
 
 def refuse_other_runs(prepared: Prepared, store: LocalStore) -> None:
     """With `mode: new`, results of another fingerprint in the same place are an error that says what changed."""
     standing = live(store)
-    others = [f for f in standing if f != prepared.fingerprint]
+    others = [f for f in standing if f != prepared.fingerprint and Ledger(store, f).begun()]
     if not others or prepared.fingerprint in standing or prepared.spec.output.mode != "new":
         return  # a run that stands here already is resumed, whoever was appended meanwhile
-    tree = Ledger(store, others[-1]).plan_tree() or {}
-    changed = ", ".join(differences(tree.get("facts", {}), prepared.facts)[:5]) or "the job"
+    facts: dict[str, Any] = {}
+    with suppress(CorruptError):  # then it is not known what differs
+        facts = (Ledger(store, others[-1]).plan_tree() or {}).get("facts", {})
+    changed = ", ".join(differences(facts, prepared.facts)[:5]) if facts else "what its damaged plan does not tell"
     hint = "use another output.path, or --mode overwrite or append"
     raise OutputError(f"{store.root} holds the results of another job; this one differs in {changed}", hint)
 
@@ -140,14 +154,18 @@ class _Run:
         self.counters: dict[str, float] = {}
         self.first = self.last = self.asked = began
         self.replicas = 1
+        self.replaced: list[str] = []
 
     def run(self) -> RunResult:
         refuse_other_runs(self.prepared, self.store)  # again: before the lock was ours, another job may have come
         sweep_dropped(self.store)
+        sweep_temporary(self.store)
         plan, resolved, threads = self._plan()
         self._claim()
         self.parts = self.ledger.recover(plan.shards, self.invocation)
         self.before, resumed = sums(self.parts.values()), len(self.parts)
+        if going := ", ".join(map(self._named, self._replaced())):
+            self.listen(self._progress(plan, "starting", f"when this run is done, it replaces {going}"))
         left = [shard for shard in plan.shards if shard.index not in self.parts]
         if left:
             self.ledger.reopen()
@@ -164,6 +182,7 @@ class _Run:
             resolved = devices.resolve(self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
             replicas, _ = devices.share(hardware, resolved.device, self.spec.engine.replicas)
             plan = make_plan(self.prepared, replicas)
+            sweep_unnamed(self.ledger)
             self.ledger.create_plan(plan, self.prepared.facts, resolved, self.prepared.about)
         plan, stored = self.ledger.plan()
         resolved = devices.resume(stored, self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
@@ -171,27 +190,30 @@ class _Run:
         return plan, resolved, threads
 
     def _compute(self, plan: Plan, resolved: Resolved, threads: int, left: list[Any]) -> None:
-        if self.interrupt.signal:
-            return
-        setup = WorkerSetup(
-            self.spec, self.prepared.model, plan, resolved, self.prepared.source.schema, self._spool(), threads
-        )
-        factory = registry.load(registry.RUNNERS, self.spec.engine.runner)
-        if self.spec.engine.runner == "inline":
-            self.replicas = 1
         try:
-            runner: Runner = factory(setup, left, self.replicas, self.spec.engine.address)
+            runner = self._start(plan, resolved, threads, left)
         except Interrupted:
             return
+        self.interrupt.defer()
         try:
             while not self.interrupt.signal and not runner.ready(0.2):
-                self._report(runner, plan, "starting")
+                self._report(runner, plan, runner.note() or "starting")
             self.first = self.last = time.monotonic()
             if not self.interrupt.signal:
                 self._loop(runner, plan)
                 self.counters = runner.progress() or self.counters
         finally:
             runner.close()
+
+    def _start(self, plan: Plan, resolved: Resolved, threads: int, left: list[Any]) -> Runner:
+        schema, spool = self.prepared.source.schema, self._spool()
+        setup = WorkerSetup(self.spec, self.prepared.model, plan, resolved, schema, spool, threads)
+        factory = registry.load(registry.RUNNERS, self.spec.engine.runner)
+        if self.spec.engine.runner == "inline":
+            self.replicas = 1
+        else:
+            self.interrupt.defer()
+        return factory(setup, left, self.replicas, self.spec.engine.address)  # type: ignore[no-any-return]
 
     def _loop(self, runner: Runner, plan: Plan) -> None:
         deadline, interrupt = 0.0, self.interrupt
@@ -214,14 +236,17 @@ class _Run:
         if now - self.asked < 0.5:
             return
         self.asked = now
-        c = self.counters = runner.progress() or self.counters
-        written = sums(self.new)
+        self.counters = runner.progress() or self.counters
+        self.listen(self._progress(plan, note))
+
+    def _progress(self, plan: Plan, note: str, message: str = "") -> Progress:
+        c, written = self.counters, sums(self.new)
         done_now = max(c.get("docs", 0.0), written["rows"])
-        self.listen(Progress(
+        return Progress(
             min(int(self.before["rows"] + done_now), plan.rows), plan.rows, self.before["dead"] + written["dead"],
-            now - self.first, done_now, c.get("tokens", 0), c.get("executed", 0), c.get("busy", 0.0) / self.replicas,
-            note,
-        ))  # fmt: skip
+            time.monotonic() - self.first, done_now, c.get("tokens", 0), c.get("executed", 0),
+            c.get("busy", 0.0) / self.replicas, note, message,
+        )  # fmt: skip
 
     def _spool(self) -> str | None:
         """Compressed line files are unpacked once, where every replica can read them."""
@@ -235,26 +260,40 @@ class _Run:
         dead = sums(self.parts.values())["dead"]
         allowed = self.spec.limits.failed_allowed(plan.rows)
         success = dead <= allowed
-        manifest = self.ledger.manifest()
+        manifest = None
+        with suppress(CorruptError):  # which is written anew
+            manifest = self.ledger.manifest()
         if manifest is None or self.new or manifest["success"] != success:
             self.ledger.finish(self.parts, {**self.prepared.about, "invocation": self.invocation}, success=success)
         self._make_live(success)
         settle(self.store)
         if success:
-            sinks = [self._load(sink) for sink in self.spec.sinks]
-            result = self._result("done", plan, resolved, resumed, 0, "" if self.new else "all is done already")
-            result.sinks = sinks
-            if any(sink["status"] == "failed" for sink in sinks):
-                result.status, result.exit_code = "stopped", self.interrupt.exit_code if self.interrupt.signal else 3
-                result.message = "the same command loads what is missing, and computes nothing again"
-            return result
-        message = f"{dead} dead letters, {allowed} allowed by limits.max_failed {self.spec.limits.max_failed}"
+            messages = [] if self.new else ["all is done already" if plan.shards else "the corpus has no rows"]
+            if self.store.read(SUCCESS) is None:
+                messages.append(f"no {SUCCESS} yet: another run here is not complete; batchnlp status tells which")
+            sinks = self._load_all()
+            result = self._result("done", plan, resolved, resumed, 0, "; ".join(messages))
+            return replace(result, sinks=sinks, **self._unloaded(sinks))
+        message = f"{many(dead, 'dead letter')}, {allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
         return self._result("failed", plan, resolved, resumed, 1, message)
 
+    def _load_all(self) -> list[dict[str, Any]]:
+        """Give the warehouses the results; a load that is under way is finished before a signal counts."""
+        self.interrupt.defer()
+        return [self._load(sink) for sink in self.spec.sinks]
+
+    def _unloaded(self, sinks: list[dict[str, Any]]) -> dict[str, Any]:
+        """How a run ends that is done but for its warehouses."""
+        if all(sink["status"] != "failed" for sink in sinks):
+            return {}
+        code = self.interrupt.exit_code if self.interrupt.signal else StoppedError.exit_code
+        message = "the same command loads what is missing, and computes nothing again"
+        return {"status": "stopped", "exit_code": code, "message": message}
+
     def _load(self, sink: SinkSpec) -> dict[str, Any]:
-        """Give a warehouse the results. One that fails does not keep the others from getting them."""
+        """One that fails does not keep the others from getting theirs."""
         about = {"kind": sink.kind, "table": sink.table}
         if self.interrupt.signal:
             return {**about, "status": "failed", "message": "stopped before it began"}
@@ -267,10 +306,14 @@ class _Run:
     def _claim(self) -> None:
         """Where no results stand that must be kept, this run is what the output holds, from its start."""
         standing = live(self.store)
-        if self.spec.output.mode == "overwrite":
-            standing = [f for f in standing if Ledger(self.store, f).manifest() is not None]
-        if not standing:
+        begun = [f for f in standing if f == self.prepared.fingerprint or Ledger(self.store, f).begun()]
+        overwrite = self.spec.output.mode == "overwrite"
+        if not any(not overwrite or Ledger(self.store, f).complete() for f in begun):
             set_live(self.store, [self.prepared.fingerprint])
+        elif begun != standing:
+            set_live(self.store, begun)
+        for other in set(standing) - set(begun):  # a plan and nothing else, of a job that could not start
+            drop(Ledger(self.store, other))
 
     def _make_live(self, success: bool) -> None:
         """append: beside what is there; overwrite: in its place, and only then are the old parts removed."""
@@ -280,9 +323,22 @@ class _Run:
                 self.store.remove(SUCCESS)  # before it would speak for this run too
             set_live(self.store, [*now, mine])
         elif self.spec.output.mode == "overwrite" and success:  # a failed run replaces nothing
+            self.replaced = [other[:8] for other in self._replaced()]
             set_live(self.store, [mine])
             for other in {*now, *fingerprints(self.store)} - {mine}:  # also those that a crash here once left over
-                Ledger(self.store, other).drop()
+                drop(Ledger(self.store, other))
+
+    def _replaced(self) -> list[str]:
+        """The live runs whose place an overwrite takes."""
+        overwrite = self.spec.output.mode == "overwrite"
+        return [f for f in live(self.store) if overwrite and f != self.prepared.fingerprint]
+
+    def _named(self, other: str) -> str:
+        """A run as a user knows it; its plan may be damaged."""
+        ledger, about = Ledger(self.store, other), ""
+        with suppress(CorruptError, OutputError):
+            about = f" ({(ledger.plan_tree() or {}).get('job')}, {many(ledger.plan()[0].rows, 'row')})"
+        return f"run {ledger.run}{about}"
 
     def _result(
         self, status: str, plan: Plan, resolved: Resolved, resumed: int, exit_code: int, message: str
@@ -302,4 +358,6 @@ class _Run:
                 "total": round(time.monotonic() - self.began, 3),
             },
             codes=total["codes"], message=message, resolved={**asdict(resolved), "replicas": self.replicas},
+            notes=sorted({self.prepared.task.note, *(part.note for part in self.parts.values())} - {""}),
+            replaced=self.replaced,
         )  # fmt: skip

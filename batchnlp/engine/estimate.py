@@ -7,7 +7,7 @@ time left only from a measurement (`--probe` runs some batches), because any oth
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from pathlib import Path
 from time import perf_counter
@@ -17,14 +17,16 @@ import numpy as np
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.data.ledger import Ledger
+from batchnlp.data.ledger import Ledger, sums
 from batchnlp.data.store import LocalStore
 from batchnlp.engine.planner import Prepared, make_plan
+from batchnlp.errors import UsageError
 from batchnlp.text.batching import pack, padding
-from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved
+from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved, Server
 
 SAMPLE = 2_000  # documents
 PROBE_SECONDS = 5.0
+PROBE_TOKENS = 16_384  # a batch, where the backend makes its own
 EDGES = [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
 
 
@@ -50,17 +52,22 @@ class Estimate:
     resolved: dict[str, Any]
     replicas: int
     committed: int  # shards that a run before has done
+    rows_done: int  # in them
     docs_per_second: float | None = None
-    seconds: float | None = None
+    seconds: float | None = None  # for the rows that are left
     notes: list[str] = field(default_factory=list)
 
 
 def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> Estimate:
-    """Look at the corpus and the model; nothing is written."""
+    """Look at the corpus and the model; nothing is written. What a server would count is left out."""
+    if probe and isinstance(prepared.model, Server):
+        raise UsageError("a server is not probed: that would cost what it measures", "leave out --probe")
     hardware = devices.probe_hardware()
     resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware, prepared.task.needs)
     replicas, threads = devices.share(hardware, resolved.device, prepared.spec.engine.replicas)
-    plan = make_plan(prepared, replicas)
+    ledger = Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint)
+    plan = make_plan(prepared, replicas) if ledger.plan_tree() is None else ledger.plan()[0]
+    done = ledger.commits()
     full = full or plan.rows <= SAMPLE
     survey = Survey(prepared)
     if full:
@@ -75,15 +82,17 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
         rows=plan.rows, sampled=sampled, tokens=int(n_tokens.sum() * scale), histogram=_histogram(n_tokens),
         longest=int(n_tokens.max(initial=0)), over_limit=int(survey.over * scale),
         max_length=prepared.model.max_length,
-        duplicate_share=round(1 - len(survey.texts) / max(sampled, 1), 4), dead=dict(survey.dead),
+        duplicate_share=round((survey.with_text - len(survey.texts)) / max(sampled, 1), 4), dead=dict(survey.dead),
         padding=_padding(lengths, resolved, plan, sampled),
         memory=_memory(prepared, resolved, lengths, plan, sampled),
         resolved=asdict(resolved), replicas=replicas,
-        committed=len(Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint).commits()),
+        committed=len(done), rows_done=sums(done.values())["rows"],
+        notes=[prepared.task.note] if prepared.task.note else [],
     )  # fmt: skip
     if probe:
         found.docs_per_second = _probe(prepared, resolved, survey, threads) * replicas
-        found.seconds = plan.rows / found.docs_per_second if found.docs_per_second else None
+        left = plan.rows - found.rows_done
+        found.seconds = left / found.docs_per_second if found.docs_per_second else None
     return found
 
 
@@ -95,6 +104,7 @@ class Survey:
         self.rows = 0
         self.n_tokens: list[Any] = [np.empty(0, np.int32)]
         self.lengths: list[Any] = [np.empty(0, np.int64)]  # of pieces
+        self.with_text = 0
         self.texts: set[bytes] = set()  # hashes
         self.dead: Counter[str] = Counter()
         self.over = 0  # documents longer than the model takes beside prompt and labels
@@ -105,10 +115,11 @@ class Survey:
         encoded = self._task.encode(docs)
         self.first = self.first or encoded
         self.rows += len(docs)
-        self.n_tokens.append(encoded.counts.n_tokens)
+        self.n_tokens.append(encoded.counts.n_tokens[encoded.counts.n_tokens >= 0])
         self.lengths.append(encoded.pieces.lengths)
-        texts = map(docs.text_at, range(len(docs)))
-        self.texts.update(blake2b((text or "").encode(), digest_size=8).digest() for text in texts)
+        texts = [text for text in map(docs.text_at, range(len(docs))) if text]
+        self.with_text += len(texts)
+        self.texts.update(blake2b(text.encode(), digest_size=8).digest() for text in texts)
         codes = {failure.doc: failure.code for failure in reversed([*docs.failures, *encoded.failures])}
         self.dead.update(codes.values())
         counts = encoded.counts
@@ -124,7 +135,7 @@ def _histogram(n_tokens: Any) -> dict[str, int]:
 
 def _padding(lengths: Int64, resolved: Resolved, plan: Plan, sampled: int) -> float:
     """Padding of a shard of the plan's size, its lengths drawn from the sample."""
-    if not len(lengths) or not plan.shards:
+    if not len(lengths) or not plan.shards or not resolved.tokens_per_batch:
         return 0.0
     times = plan.rows / len(plan.shards) / max(sampled, 1)
     lengths = np.repeat(lengths, round(times)) if times > 1 else lengths[:: round(1 / times)]
@@ -133,10 +144,12 @@ def _padding(lengths: Int64, resolved: Resolved, plan: Plan, sampled: int) -> fl
 
 def _memory(prepared: Prepared, resolved: Resolved, lengths: Int64, plan: Plan, sampled: int) -> dict[str, int]:
     """Bytes a replica needs: weights as loaded, activations of a batch, and the five shards that are under way."""
+    if isinstance(prepared.model, Server):
+        return {}
     stored = sum(f.stat().st_size for f in Path(prepared.model.path).glob("*.safetensors"))
     weights = stored // 2 if resolved.dtype == "bfloat16" and _stored_in(prepared) == "float32" else stored
     largest = max((shard.rows for shard in plan.shards), default=0)
-    row = (8 * int(lengths.sum()) + 8 * len(lengths)) / max(sampled, 1) + 600
+    row = ((8 + prepared.task.token_bytes) * int(lengths.sum()) + 8 * len(lengths)) / max(sampled, 1) + 600
     batch = max(resolved.tokens_per_batch, int(lengths.max(initial=0)))
     return {
         "weights": weights, "batch": batch * devices.token_bytes(prepared.model, resolved.dtype),
@@ -160,7 +173,7 @@ def _probe(prepared: Prepared, resolved: Resolved, survey: Survey, threads: int)
         done["tokens"] += tokens
         done["seconds"] += seconds
 
-    batches = list(pack(encoded.pieces.lengths, resolved.tokens_per_batch))
+    batches = list(pack(encoded.pieces.lengths, resolved.tokens_per_batch or PROBE_TOKENS))
     backend.forward(take(encoded.pieces, batches[0].index))  # pays for allocations, and is not counted
     backend.on_batch = count
     began = perf_counter()
@@ -178,10 +191,7 @@ def take(pieces: Pieces, index: Any) -> Pieces:
     from batchnlp.text.encode import offsets, ranges
 
     where = ranges(pieces.starts[index], pieces.lengths[index])
-    return Pieces(
-        pieces.ids[where], offsets(pieces.lengths[index]), pieces.doc[index], pieces.weight[index],
-        None if pieces.type_ids is None else pieces.type_ids[where],
-        None if pieces.role is None else pieces.role[index],
-        max_new=None if pieces.max_new is None else pieces.max_new[index],
-        seed=None if pieces.seed is None else pieces.seed[index],
-    )  # fmt: skip
+    by_token = ("ids", "type_ids", "word")
+    columns = {f.name: getattr(pieces, f.name) for f in fields(pieces) if f.name != "starts"}
+    taken: dict[str, Any] = {n: c if c is None else c[where if n in by_token else index] for n, c in columns.items()}
+    return Pieces(starts=offsets(pieces.lengths[index]), **taken)

@@ -23,6 +23,10 @@ class InlineRunner:
         """The model is loaded when this is constructed."""
         return True
 
+    def note(self) -> str:
+        """Nothing keeps it from working."""
+        return ""
+
     def wait(self, timeout: float) -> list[Part]:
         """Parts that got done, at most `timeout` seconds from now."""
         part = next(self._parts, None)

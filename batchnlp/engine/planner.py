@@ -23,10 +23,12 @@ from batchnlp.job.identity import fingerprint, fingerprint_facts, job_name
 from batchnlp.job.spec import JobSpec
 from batchnlp.sinks.load import check
 from batchnlp.tasks.base import COUNT_FIELDS, Task
-from batchnlp.types import ModelFiles, Plan
+from batchnlp.types import ModelFiles, Plan, Server
 
 SHARD_ROWS = 20_000
-SHARD_BYTES = 32 << 20  # of text
+SERVED_ROWS = 500  # what a crash loses was slow, or paid for; and requests flow on over the borders of shards
+SHARD_BYTES = 32 << 20  # of text, with
+TOKEN_BYTES = 8  # of a token's id on its way; less text where a task keeps more of each
 RESULT_BYTES = 64 << 20  # of results: vectors can outweigh the text they stand for
 SHARDS_A_REPLICA = 4  # so that the replicas end at about the same time
 MIN_ROWS = 2_000  # below it sorting by length has little to sort, and padding grows
@@ -55,10 +57,11 @@ class Prepared:
 
 def prepare(spec: JobSpec) -> Prepared:
     """Preflight: model, task, corpus, schema. Raises UsageError; starts and writes nothing."""
-    model = resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
-    task: Task = registry.load(registry.TASKS, spec.task.kind)(model, spec.task)
+    model = find_model(spec)
+    task: Task = registry.task(model, spec.task)
     _check_backend(spec, task)
     source = Source.open(spec.source.config(task.columns, task.turns), spec.output.path)
+    task.check(source.schema)
     facts = fingerprint_facts(spec, model, source.files)
     print_ = fingerprint(facts)
     schema = result_schema(spec, source, task).with_metadata({
@@ -69,6 +72,15 @@ def prepare(spec: JobSpec) -> Prepared:
     for sink in spec.sinks:
         check(sink, schema.remove_metadata(), spec.output.partition_by)
     return Prepared(spec, model, source, task, facts, print_, schema)
+
+
+def find_model(spec: JobSpec) -> ModelFiles:
+    """The job's model: its checked files, or the server that says it has it. Raises ModelError."""
+    if spec.engine.url is None:
+        return resolve_model(spec.task.model, spec.task.revision, spec.task.max_length)
+    from batchnlp.backends.openai_client import find_server
+
+    return find_server(spec.engine.url, spec.engine.api_key_env, spec.task.model)
 
 
 def _check_backend(spec: JobSpec, task: Task) -> None:
@@ -118,12 +130,14 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 def make_plan(prepared: Prepared, replicas: int) -> Plan:
     """Cut the corpus into shards."""
     spec, source = prepared.spec, prepared.source
-    rows = min(SHARD_ROWS // max(prepared.task.pieces_per_doc, 1), RESULT_BYTES // _row_bytes(prepared.schema))
-    shards = source.shards(spec.source.rows_per_shard, max(rows, 1), SHARD_BYTES)
+    most = SERVED_ROWS if isinstance(prepared.model, Server) else SHARD_ROWS
+    rows = min(most // max(prepared.task.pieces_per_doc, 1), RESULT_BYTES // _row_bytes(prepared.schema))
+    text = SHARD_BYTES * TOKEN_BYTES // (TOKEN_BYTES + prepared.task.token_bytes)
+    shards = source.shards(spec.source.rows_per_shard, max(rows, 1), text)
     total = sum(shard.rows for shard in shards)
     enough = max(-(-total // (replicas * SHARDS_A_REPLICA)), min(MIN_ROWS, rows))
     if spec.source.rows_per_shard is None and enough < rows:
-        shards = source.shards(None, enough, SHARD_BYTES)
+        shards = source.shards(None, enough, text)
     return Plan(prepared.fingerprint, source.files, tuple(shards), prepared.schema)
 
 

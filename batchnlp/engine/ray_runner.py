@@ -8,11 +8,12 @@ Results never travel through Ray: workers write files, and a Part is a few hundr
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ if "ray" not in sys.modules:  # it reads this when it is imported; set later, it
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
+import ray._private.utils
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
@@ -41,6 +43,8 @@ from batchnlp.types import Part, Shard
 
 LOST = (ActorDiedError, ActorUnavailableError, RayActorError, TaskCancelledError)
 OBJECT_STORE = 128 << 20  # bytes; only Parts pass through it
+KNOCK_SECONDS = 10.0  # for the first sign of life of a cluster
+ROOM_SECONDS = 600.0  # that a cluster may take to bring a node with room for a replica; an autoscaler needs minutes
 
 
 class Replica:
@@ -98,10 +102,12 @@ class RayRunner:
         try:
             if self._mine:
                 start_ray(address, replicas * self._cpus, probe_hardware().gpus if self._gpu else 0)
-            check_room(self._cpus, int(self._gpu))
+            self._roomless = not has_room(self._cpus, int(self._gpu))
         except BaseException:
             self._leave()
             raise
+        self._stopping = False
+        self._room_until = time.monotonic() + ROOM_SECONDS
         self._lost: dict[str, float] = {}  # counters of replicas that are gone
         self._losses_in_a_row = 0
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -109,8 +115,19 @@ class RayRunner:
         self._running = [self._launch() for _ in range(replicas)]
 
     def ready(self, timeout: float) -> bool:
-        """Whether a replica has loaded its model, or has failed and tells so in `wait`; those without room wait on."""
+        """Whether a replica has loaded its model, or has failed and tells so in `wait`; those without room wait on.
+
+        UsageError where no node can hold a replica and none comes, for which Ray itself would wait without end.
+        """
+        if self._roomless:
+            self._roomless = not has_room(self._cpus, int(self._gpu))
+            if self._roomless and time.monotonic() > self._room_until:
+                raise _no_room(self._cpus, int(self._gpu))
         return bool(ray.wait([replica.stream for replica in self._running], num_returns=1, timeout=timeout)[0])
+
+    def note(self) -> str:
+        """That it waits for a node, as it does where a cluster may grow by itself."""
+        return f"waiting for a node with {_sizes(self._cpus, int(self._gpu))}" if self._roomless else ""
 
     def wait(self, timeout: float) -> list[Part]:
         """Parts that got done; lost replicas are replaced on the way."""
@@ -132,6 +149,7 @@ class RayRunner:
 
     def stop(self) -> None:
         """Begin no more shards; there is nothing to wait for in a replica that has not begun."""
+        self._stopping = True
         self._leases.close.remote()
         for replica in self._running:
             if replica.loaded:
@@ -192,6 +210,9 @@ class RayRunner:
         return [part]
 
     def _replace(self, replica: _Running, error: Exception) -> None:
+        if self._stopping:  # what it held is left for the next run
+            replica.stream = None
+            return
         hopeless = ray.get(self._leases.release.remote(replica.name))
         self._losses_in_a_row += 1
         if hopeless or self._losses_in_a_row > 3 + len(self._running):
@@ -222,16 +243,32 @@ class RayRunner:
 
 def start_ray(address: str | None, cpus: int, gpus: int) -> None:
     """Join the cluster at `address`, or start one on this machine, for this process only, with token authentication."""
-    with keep_signals():
+    with keep_signals(), _no_exit_by_signal():
         _init(address, cpus, gpus)
+
+
+@contextmanager
+def _no_exit_by_signal() -> Iterator[None]:
+    """Ray's own handler of SIGTERM exits from wherever Ray is, and what is half started then crashes at the end.
+
+    What sets it is not public; in a Ray without it, `keep_signals` still tells a signal from an exit.
+    """
+    utils = ray._private.utils
+    before = getattr(utils, "set_sigterm_handler", None)
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
 
 
 def _init(address: str | None, cpus: int, gpus: int) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if address:
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UsageError(
                 f"no Ray cluster at {address}: {reason}", "check engine.address; ray status helps"
@@ -243,17 +280,34 @@ def _init(address: str | None, cpus: int, gpus: int) -> None:
     )  # fmt: skip
 
 
-def check_room(cpus: int, gpus: int) -> None:
-    """UsageError where no node can ever hold a replica, for which Ray would wait without end."""
-    nodes = [(int(r.get("CPU", 0)), int(r.get("GPU", 0))) for n in ray.nodes() if n["Alive"] for r in [n["Resources"]]]
-    if any(node[0] >= cpus and node[1] >= gpus for node in nodes):
-        return
-    have = ", ".join(f"{n} x {node[0]} CPUs + {node[1]} GPUs" for node, n in Counter(nodes).most_common(5))
+def _knock(address: str) -> None:
+    """OSError where nobody answers at host:port, which Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
+
+
+def has_room(cpus: int, gpus: int) -> bool:
+    """Whether some node of the cluster could hold a replica, if nothing else ran there."""
+    return any(node[0] >= cpus and node[1] >= gpus for node in _nodes())
+
+
+def _nodes() -> list[tuple[int, int]]:
+    """(CPUs, GPUs) of every node."""
+    return [(int(r.get("CPU", 0)), int(r.get("GPU", 0))) for n in ray.nodes() if n["Alive"] for r in [n["Resources"]]]
+
+
+def _sizes(cpus: int, gpus: int) -> str:
+    return f"{cpus} CPUs + {gpus} GPUs"
+
+
+def _no_room(cpus: int, gpus: int) -> UsageError:
+    nodes = _nodes()
+    have = ", ".join(f"{n} x {_sizes(*node)}" for node, n in Counter(nodes).most_common(5))
     fewer = "with more engine.replicas each asks for fewer CPUs" if cpus > 1 else "join a cluster with more CPUs"
     hint = "use engine.device=cpu" if gpus and not any(node[1] for node in nodes) else fewer
-    raise UsageError(
-        f"a replica asks for {cpus} CPUs + {gpus} GPUs, and no node of the Ray cluster has them: {have}", hint
-    )
+    what = f"a replica asks for {_sizes(cpus, gpus)}, and no node of the Ray cluster has them: {have}"
+    return UsageError(f"{what}; none came in {ROOM_SECONDS / 60:.0f} minutes", hint)
 
 
 def _cause(error: RayTaskError) -> BaseException:

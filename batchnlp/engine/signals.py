@@ -1,72 +1,152 @@
 """Signals: the first asks for an end, the second ends.
 
-Handlers only set a flag. One that raised would come up inside a blocking call of Ray, up to a minute later.
+As long as no shard is under way there is nothing to finish: the first signal raises `Interrupted` wherever the program
+is, which leaves what a crash there would. From `defer` on it only sets a flag: a handler that raised would come up
+inside a blocking call of Ray, up to a minute later.
+
+Handlers run in the main thread, when that comes back to Python, which from inside Ray takes seconds. So a thread of
+its own says at once that a signal came, and ends the process on a second one.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 import psutil
 
-Handler = Callable[[int, FrameType | None], None]
+from batchnlp.errors import Interrupted, Terminated
 
-
-class Interrupted(Exception):
-    """A signal ended the start of something half-way."""
+LastWords = Callable[[Interrupted], None]
+OURS = (signal.SIGINT, signal.SIGTERM)
+STOPPING = "finishing what is under way, then leaving; once more leaves at once"
+STDERR = 2  # not sys.stderr, which may be in the middle of a write
+ONE = 0.2  # seconds in which a second signal is the first once more: `timeout` sends it to the process and to its group
 
 
 class Interrupt:
-    """Which signal came, if any."""
+    """Which signal came, if any. `last_words` is called before a second one ends the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, last_words: LastWords = lambda error: None) -> None:
         self.signal = 0
+        self.raised = False
+        self._noticed = 0.0
+        self._deferred = False
+        self._last_words = last_words
 
     @property
     def exit_code(self) -> int:
         """130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.signal
 
+    def defer(self, *, deferred: bool = True) -> None:
+        """From here on a signal only sets the flag."""
+        self._deferred = deferred
+
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """First: remember. Second: take the children along and leave."""
-        if self.signal:
-            try:
-                for child in psutil.Process().children(recursive=True):
-                    with suppress(psutil.Error):  # it may have gone by itself
-                        child.kill()
-            finally:
-                os._exit(128 + number)
-        self.signal = number
-        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        os.write(sys.stderr.fileno(), f"\n{name}: finishing what is under way; once more ends at once\n".encode())
+        """In the main thread: remember the first, and leave if nothing is under way."""
+        if not self.signal:
+            self.signal = number
+            self.raised = not self._deferred
+            if self.raised:
+                raise _error(number)
+
+    def check(self) -> None:
+        """Raise what was raised once and got lost: Python only reports what comes up in a finaliser."""
+        if self.raised:
+            raise _error(self.signal)
+
+    def notice(self, number: int) -> None:
+        """In a thread of its own: say that the first came; on a second take the children along and leave at once."""
+        if not self._noticed:
+            self._noticed = time.monotonic()
+            signal.alarm(0)  # that of Ray's own handler, in place while Ray starts, which would abort in three seconds
+            with suppress(OSError):  # nobody may be there to listen
+                os.write(STDERR, f"\n{_name(number)}: {STOPPING}\n".encode())
+        elif time.monotonic() - self._noticed > ONE:
+            self._end(number)
+
+    def _end(self, number: int) -> None:
+        try:
+            with suppress(OSError):  # as above
+                self._last_words(_error(number))
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):  # it may have gone by itself
+                    child.kill()
+        finally:
+            os._exit(128 + number)
+
+
+def _name(number: int) -> str:
+    return "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+
+
+def _error(number: int) -> Interrupted:
+    kind = Interrupted if number == signal.SIGINT else Terminated
+    return kind(f"stopped by {_name(number)}", "run the same command again")
 
 
 @contextmanager
-def watch_signals() -> Iterator[Interrupt]:
-    """SIGINT and SIGTERM set a flag as long as this lasts; off the main thread nothing is installed."""
-    interrupt = Interrupt()
+def watch_signals(last_words: LastWords = lambda error: None) -> Iterator[Interrupt]:
+    """SIGINT and SIGTERM are ours as long as this lasts; off the main thread nothing is installed. Inside another of its
+    kind the other's `Interrupt` serves on."""
+    interrupt = Interrupt(last_words)
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    before = {number: signal.signal(number, interrupt.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    if isinstance(outer, Interrupt):
+        try:
+            yield outer
+        finally:
+            outer.defer(deferred=False)
+        return
+    before = {number: signal.signal(number, interrupt.handle) for number in OURS}
     try:
-        yield interrupt
+        with _noticing(interrupt):
+            yield interrupt
+    except Exception as error:
+        if interrupt.raised and not isinstance(error, Interrupted):  # what others made of it
+            raise _error(interrupt.signal) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
+def _noticing(interrupt: Interrupt) -> Iterator[None]:
+    """The thread that is told of signals at once: Python writes their numbers into a pipe when they come."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def notice() -> None:
+        while numbers := os.read(reader, 64):
+            for number in set(OURS).intersection(numbers):
+                interrupt.notice(number)
+
+    thread = threading.Thread(target=notice, name="signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+
+
+@contextmanager
 def keep_signals() -> Iterator[None]:
     """Around the start of Ray, which puts a handler of its own, one that exits, in the place of SIGTERM's.
 
-    The old one comes back, and is told of a signal that Ray's handler took; then Interrupted is raised.
+    The old one comes back, and is told of a signal that Ray's handler took; then Terminated is raised.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -75,8 +155,8 @@ def keep_signals() -> Iterator[None]:
     try:
         yield
     except SystemExit:
-        signal.signal(signal.SIGTERM, before)
-        signal.raise_signal(signal.SIGTERM)
-        raise Interrupted from None
+        if callable(before):
+            before(signal.SIGTERM, None)
+        raise _error(signal.SIGTERM) from None
     finally:
         signal.signal(signal.SIGTERM, before)

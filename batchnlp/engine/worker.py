@@ -131,7 +131,7 @@ class Worker:
         self._schema = setup.plan.schema
         self._files = setup.plan.files
         spec = setup.spec
-        self._task = task = registry.load(registry.TASKS, spec.task.kind)(setup.model, spec.task)
+        self._task = task = registry.task(setup.model, spec.task)
         self._source = Source(
             spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
         )
@@ -199,6 +199,7 @@ class Worker:
             began = perf_counter()
             table, dead = self._results(item)
             measured = {"tokens": item.tokens, "executed": item.executed, "seconds": item.seconds}
+            measured["note"] = self._backend.note
             item.seconds["write"] = perf_counter() - began
             part = self._writer.write(item.shard.index, uuid.uuid4().hex[:12], table, dead, measured)
             if part.ids_hash != f"{ids_hash(item.docs.ids):016x}":

@@ -13,6 +13,8 @@ from typing import Any
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import InputFile, ModelFiles
 
+SEMANTICS = 1  # raise it when a task, an encoding or a reader comes to write other rows for the same job
+
 
 def digest(value: Any) -> str:
     """sha256 of the canonical JSON of `value`, in hex."""
@@ -23,6 +25,7 @@ def digest(value: Any) -> str:
 def recipe_facts(spec: JobSpec, model: ModelFiles) -> dict[str, Any]:
     """What the results depend on, apart from the inputs."""
     return {
+        "semantics": SEMANTICS,
         "task": spec.task.model_dump(mode="json", exclude={"model", "revision"}),
         "weights": model.weights,
         "tokenizer": model.tokenizer,

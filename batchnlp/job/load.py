@@ -6,6 +6,7 @@ An unknown key is refused with the nearest known one, because a key that is sile
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -14,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from batchnlp.errors import SpecError
-from batchnlp.job.spec import JobSpec, SinkSpec
-from batchnlp.job.statement import StatementSpec
+from batchnlp.job.sinks import SinkSpec, StatementSpec
+from batchnlp.job.spec import JobSpec
 from batchnlp.types import nearest
 
 ENV_PREFIX = "BATCHNLP_"
@@ -45,7 +46,14 @@ def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise SpecError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"{where} is not valid YAML: {_yaml_problem(error)}") from None
+
+
+def _yaml_problem(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', error)}"
 
 
 def load_spec(
@@ -53,18 +61,24 @@ def load_spec(
 ) -> JobSpec:
     """The job in the file at `path`; see `build_spec` for what goes over it."""
     file = Path(path)
-    if not file.is_file():
+    try:
+        tree = parse_yaml(_text(file), str(file))
+    except UnicodeDecodeError:
+        raise SpecError(f"{file} is not text in UTF-8", "a job is a short YAML file") from None
+    except OSError as error:
+        raise SpecError(f"{file} cannot be read: {error.strerror}", "give the YAML file of a job") from None
+    if not isinstance(tree, dict):
+        raise SpecError(f"{file} holds no job", "it needs at least the keys source, task and output")
+    return build_spec(tree, settings, flags, str(file))
+
+
+def _text(file: Path) -> str:
+    if not file.exists():
         beside = nearest(file.name, [p.name for p in file.parent.glob("*.y*ml")]) if file.parent.is_dir() else ""
         raise SpecError(f"no job file {file}", f"did you mean {file.parent / beside}?" if beside else "check the path")
     if file.stat().st_size > MAX_SPEC_BYTES:
         raise SpecError(f"{file} has more than {MAX_SPEC_BYTES:,} bytes", "a job is a short YAML file")
-    try:
-        tree = parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    except UnicodeDecodeError:
-        raise SpecError(f"{file} is not text in UTF-8", "a job is a short YAML file") from None
-    if not isinstance(tree, dict):
-        raise SpecError(f"{file} holds no job", "it needs at least the keys source, task and output")
-    return build_spec(tree, settings, flags, str(file))
+    return file.read_text(encoding="utf-8")
 
 
 def build_spec(
@@ -76,35 +90,42 @@ def build_spec(
     """A validated job from a nested mapping; over it go the environment, `flags` (dotted key to value), and `settings`
     (`key=value`, the value in YAML)."""
     merged: dict[str, Any] = _copy(tree)
-    for dotted, value in _from_environment(os.environ):
+    given = {dotted: where for dotted in flags or ()}  # what comes from elsewhere than the file, and whence
+    for name, dotted, value in _from_environment(os.environ):
         _put(merged, dotted, value)
+        given.setdefault(dotted, name)
     for dotted, value in (flags or {}).items():
         _put(merged, dotted, value)
-    _put_settings(merged, settings)
+    given |= _put_settings(merged, settings)
     try:
         return JobSpec.model_validate(merged)
     except ValidationError as error:
-        raise _explain(error, where, JobSpec) from None
+        raise _explain(error, where, given, JobSpec) from None
 
 
 def build_target(kind: str, settings: Iterable[str]) -> SinkSpec | StatementSpec:
     """Where `batchnlp load` is to load to: a section of the job, made from flags alone."""
     tree: dict[str, Any] = {"kind": kind}
-    _put_settings(tree, settings)
+    given = _put_settings(tree, settings)
     statement = kind in get_args(StatementSpec.model_fields["kind"].annotation)
     model: type[SinkSpec | StatementSpec] = StatementSpec if statement else SinkSpec
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, "the command line", model) from None
+        raise _explain(error, "the command line", given, model) from None
 
 
-def _put_settings(tree: dict[str, Any], settings: Iterable[str]) -> None:
+def _put_settings(tree: dict[str, Any], settings: Iterable[str]) -> dict[str, str]:
+    """Put `key=value` into the tree; where each of the keys comes from."""
+    given = {}
     for setting in settings:
         key, separator, value = setting.partition("=")
-        if not separator:
-            raise SpecError(f"--set {setting} has no '='", "write --set engine.dtype=float32")
+        if not separator or not key.strip():
+            missing = "key" if separator else "'='"
+            raise SpecError(f"--set {setting} has no {missing}", "write --set engine.dtype=float32")
         _put(tree, key.strip(), parse_yaml(value, f"--set {key}"))
+        given[key.strip()] = "--set"
+    return given
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,8 +147,8 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[key] = value
 
 
-def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
-    """`BATCHNLP_ENGINE__DTYPE=float32` is `engine.dtype`; `BATCHNLP_JOB` is `job`."""
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, Any]]:
+    """(variable, key, value): `BATCHNLP_ENGINE__DTYPE=float32` is `engine.dtype`; `BATCHNLP_JOB` is `job`."""
     found = []
     for name in sorted(n for n in environ if n.startswith(ENV_PREFIX) and n not in ENV_OTHER):
         dotted = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
@@ -136,7 +157,7 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, Any]]:
             near = nearest(dotted, known)
             hint = f"did you mean {ENV_PREFIX}{near.upper().replace('.', '__')}?" if near else "unset it"
             raise SpecError(f"the environment variable {name} is no setting", hint)
-        found.append((dotted, parse_yaml(environ[name], name)))
+        found.append((name, dotted, parse_yaml(environ[name], name)))
     return found
 
 
@@ -164,17 +185,18 @@ def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     return ".".join(str(part) for part in loc[:depth])
 
 
-def _explain(error: ValidationError, where: str, model: type[BaseModel]) -> SpecError:
-    """The first thing wrong, in one line; further ones are counted."""
+def _explain(error: ValidationError, where: str, given: Mapping[str, str], model: type[BaseModel]) -> SpecError:
+    """The first thing wrong, in one line; further ones are counted. `given` tells where single keys come from."""
     problems = sorted(error.errors(), key=lambda problem: problem["type"] == "missing")  # a misspelt key explains it
     first = problems[0]
     places = [_place(problem["loc"], model) for problem in problems]
     key, others = places[0], len(set(places)) - 1
     more = f"; and {others} more" if others else ""
+    message = first["msg"].removeprefix("Value error, ")
+    named = message.partition(" ")[0].rstrip(":")  # the key, where a whole section is judged
+    where = next((given[k] for k in (named, key, key.split(".")[0]) if k in given), where)
     if first["type"] == "extra_forbidden":
-        keys = _keys(model)
-        if key.startswith("sinks."):
-            keys = [f"sinks.{name}" for name in SinkSpec.model_fields]
+        keys = _inner(model, key)
         sections = sorted({k.split(".")[0] for k in keys})
         near = nearest(key, keys + sections) or next((k for k in keys if k.endswith("." + key.split(".")[-1])), "")
         return SpecError(
@@ -182,7 +204,27 @@ def _explain(error: ValidationError, where: str, model: type[BaseModel]) -> Spec
         )
     if first["type"] == "missing":
         return SpecError(f"{where}: {key} is missing{more}", f"add {key}, or --set {key}=...")
-    message = first["msg"].removeprefix("Value error, ")
     if not key or message.startswith(key) or first["type"] == "value_error":  # our own say what they found
         return SpecError(f"{where}: {message}{more}")
-    return SpecError(f"{where}: {key}: {message}, not {first['input']!r}"[:500] + more)
+    if first["type"] == "model_type":
+        keys = [known for known in _inner(model, f"{key}.") if known.startswith(f"{key}.")]
+        return SpecError(
+            f"{where}: {key} is a section, not {first['input']!r}"[:500] + more, f"its keys: {', '.join(keys)}"
+        )
+    return SpecError(f"{where}: {key}: {message}, not {first['input']!r}"[:500] + more, _hint(key, first, model))
+
+
+def _inner(model: type[BaseModel], key: str) -> list[str]:
+    """The keys that may be meant by an unknown one."""
+    return [f"sinks.{name}" for name in SinkSpec.model_fields] if key.startswith("sinks.") else _keys(model)
+
+
+def _hint(key: str, problem: Any, model: type[BaseModel]) -> str:
+    """The nearest of the words that may stand there, else what the schema says of the key."""
+    words = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
+    if near := nearest(str(problem["input"]), words):
+        return f"did you mean {near}?"
+    section, _, name = key.partition(".")
+    inner: Any = SinkSpec if section == "sinks" else model.model_fields[section].annotation
+    field = inner.model_fields[name] if name else model.model_fields[section]
+    return str(field.description or "").rstrip(".")

@@ -9,29 +9,24 @@ from __future__ import annotations
 import json
 import os
 import re
-import urllib.parse
 from collections import Counter
 from decimal import Decimal
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from batchnlp.job.section import Names, Section, as_list
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.types import OnLong, SourceConfig
 
 Format = Literal["parquet", "jsonl", "csv", "arrow", "text"]
 FilterTerm = tuple[str, Literal["=", "==", "!=", "<", ">", "<=", ">=", "in", "not in"], Any]
 
 
-def _as_list(value: Any) -> Any:
-    """One value where a list may stand: `keep: lang` and `--labels a,b` mean what they seem to."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
 def _as_labels(value: Any) -> Any:
     """Labels as a list, as `a,b`, or as a mapping from label to the description the model is shown."""
-    names = _as_list(value)
+    names = as_list(value)
     if not isinstance(names, list | dict):
         return names
     pairs = list(names.items()) if isinstance(names, dict) else [(name, name) for name in names]
@@ -60,14 +55,7 @@ def _as_schema(value: Any) -> Any:
         raise ValueError(f"task.json_schema: {value} cannot be read as JSON: {error}") from None
 
 
-Names = Annotated[list[str], BeforeValidator(_as_list)]
 Paths = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are frozen once validated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SourceSpec(Section):
@@ -103,6 +91,9 @@ BELONGS: dict[str, tuple[str, ...]] = {  # key of the task section → the tasks
     "threshold": ("classify", "zero-shot"),
     "scores": ("classify", "zero-shot"),
     "normalize": ("embed", "zero-shot"),
+    "aggregation": ("ner",),
+    "question": ("qa",),
+    "question_column": ("qa",),
     "system": ("chat",),
     "source_language": ("translate",),
     "target_language": ("translate",),
@@ -118,7 +109,7 @@ BELONGS: dict[str, tuple[str, ...]] = {  # key of the task section → the tasks
 class TaskSpec(Section):
     """What the model is to do with each document."""
 
-    kind: Literal["classify", "zero-shot", "embed", "summarize", "translate", "generate", "chat"] = Field(
+    kind: Literal["classify", "zero-shot", "ner", "qa", "embed", "summarize", "translate", "generate", "chat"] = Field(
         description="The task."
     )
     model: str = Field(description="A hub name, a directory, or package:NAME for a model shipped as a Python package.")
@@ -148,6 +139,11 @@ class TaskSpec(Section):
         "a jinja2 template, {{ text }} is the document, other names are columns of the source.",
     )
     normalize: bool | None = Field(None, description="embed: unit length; read from the model without it.")
+    aggregation: Literal["simple", "first", "average", "max"] = Field(
+        "simple", description="ner: labels of tokens, or of words: its first token's, the mean's, the surest's."
+    )
+    question: str | None = Field(None, description="qa: the question that is asked of every document.")
+    question_column: str | None = Field(None, description="qa: the column with a question for each document.")
     system: str | None = Field(None, description="chat: the system prompt, where a row brings none.")
     source_language: str | None = Field(None, description="translate: the documents' language, as the model names it.")
     target_language: str | None = Field(None, description="translate: the language to translate into.")
@@ -179,11 +175,21 @@ class TaskSpec(Section):
             field = type(self).model_fields[key]
             if self.kind not in kinds and getattr(self, key) != field.get_default(call_default_factory=True):
                 raise ValueError(f"task.{key} belongs to {' and '.join(kinds)}, not to {self.kind}")
+        if self.kind == "qa":
+            self._check_question()
         if self.template is not None and "{}" not in self.template:
             raise ValueError("task.template needs a {} where the label goes")
         if self.kind in ANSWERS:
             self._check_answers()
         return self
+
+    def _check_question(self) -> None:
+        if not self.question and not self.question_column:
+            raise ValueError("task.question is needed for qa, or task.question_column for a question in each row")
+        if self.question is not None and self.question_column is not None:
+            raise ValueError("task.question and task.question_column are both given; leave one out")
+        if self.question is not None and not self.question.strip():
+            raise ValueError("task.question is blank; ask something, or name task.question_column")
 
     def _check_answers(self) -> None:
         if self.on_long == "window" and self.kind in ("generate", "chat"):
@@ -211,12 +217,53 @@ class EngineSpec(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 where the hardware computes in it."
     )
-    backend: Literal["auto", "torch", "openvino"] = Field(
-        "auto", description="What runs the model; auto: for encoders on a CPU OpenVINO, where it is installed, else torch."
+    backend: Literal["auto", "torch", "openvino", "vllm", "http"] = Field(
+        "auto", description="What runs the model; auto: OpenVINO for encoders on a CPU, where installed, else torch."
+    )
+    url: str | None = Field(None, description="http: base of an OpenAI-compatible API, as http://localhost:8000/v1.")
+    api_key_env: str | None = Field(
+        None, description="http: the environment variable with the API key, never the key itself; no key without it."
     )
     tokens_per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Padded tokens in a batch; a longer document is a batch of its own."
     )
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _check_key(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):  # it may be the key: never show it
+            raise ValueError("engine.api_key_env names an environment variable, as OPENAI_API_KEY; it is not the key")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            raise ValueError("engine.url is no address; write it as https://host/v1") from None
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("engine.url is a plain base, as https://host/v1; a key goes by engine.api_key_env")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("engine.url is no http:// or https:// address; write it as https://host/v1")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _check(self) -> EngineSpec:
+        served = self.backend == "http"
+        if served and self.url is None:
+            raise ValueError("engine.url is needed for engine.backend=http: a base as http://localhost:8000/v1")
+        idle = dict.fromkeys(("device", "dtype", "tokens_per_batch"), "means nothing to a server")
+        if not served:
+            idle = dict.fromkeys(("url", "api_key_env"), "belongs to engine.backend=http")
+        if self.backend == "vllm":
+            idle["tokens_per_batch"] = "means nothing to vLLM, which makes its own batches"
+        for key, why in idle.items():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"engine.{key} {why}; leave it out")
+        return self
 
 
 class OutputSpec(Section):
@@ -238,67 +285,17 @@ class OutputSpec(Section):
         return os.path.expanduser(value)
 
 
-TABLE = r"^[\w-]+(\.[\w-]+){0,2}$"  # perhaps with schema and catalog before it; it becomes a directory's name too
-Write = Literal["append", "upsert", "replace_partition"]
-
-
-class SinkSpec(Section):
-    """A warehouse that gets the results when all of them are there."""
-
-    kind: Literal["duckdb", "delta", "iceberg", "postgres", "parquet"] = Field(description="The warehouse.")
-    database: str = Field(
-        min_length=1,
-        description="duckdb: a file. delta: a directory or URI. iceberg, parquet: a directory. postgres: a URI without "
-        "password, which PGPASSWORD or ~/.pgpass has.",
-    )
-    table: str = Field(pattern=TABLE, description="The table, as topics or schema.topics; made where it is not there.")
-    catalog: str | None = Field(
-        None, description="iceberg: a catalog of pyiceberg's own configuration, as a REST one; SQLite without it."
-    )
-    write: Write | None = Field(
-        None, description="append; upsert: by key; replace_partition. Without it upsert where there is a key."
-    )
-    key: Names = Field(default_factory=list, description="The columns that tell rows apart; id without it.")
-    partition_by: Names | None = Field(
-        None, description="The table's partitions, and those replaced; output.partition_by without it."
-    )
-    unnest: Names = Field(default_factory=list, description="Lists that become tables of their own, as entities.")
-
-    @field_validator("database")
-    @classmethod
-    def _check_database(cls, value: str) -> str:
-        if urllib.parse.urlsplit(value).password or re.search(r"\bpassword\s*=", value):
-            raise ValueError("a password in sinks.database would be written into the plan; use PGPASSWORD or ~/.pgpass")
-        return os.path.expanduser(value)
-
-    @model_validator(mode="after")
-    def _check(self) -> SinkSpec:
-        if self.catalog is not None and self.kind != "iceberg":
-            raise ValueError(f"catalog belongs to iceberg, not to {self.kind}")
-        return self
-
-    @property
-    def mode(self) -> Write:
-        """How rows are written."""
-        return self.write or ("upsert" if self.key else "append")
-
-    @property
-    def keys(self) -> list[str]:
-        """The columns that tell rows apart."""
-        return self.key or ["id"]
-
-
 class LimitsSpec(Section):
     """When to stop, and when done is not good enough."""
 
     max_failed: int | str = Field("1%", description="Dead letters from which the run counts as failed: 100, or 0.1%.")
     grace_seconds: float = Field(30.0, ge=0, description="After a signal: time for shards under way to finish.")
 
-    @field_validator("max_failed")
+    @field_validator("max_failed", mode="before")
     @classmethod
-    def _check(cls, value: int | str) -> int | str:
-        if isinstance(value, str) and not re.fullmatch(r"\d+(\.\d+)?%?", value):
-            raise ValueError("limits.max_failed is a count (100) or a share (0.1%)")
+    def _check(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not re.fullmatch(r"\d+|\d+(\.\d+)?%", str(value)):
+            raise ValueError(f"limits.max_failed is a count (100) or a share (0.1%), not {value!r}")
         return value
 
     def failed_allowed(self, rows: int) -> int:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pyarrow as pa
 import pyarrow.types as pt
 
-from batchnlp.job.statement import StatementSpec
+from batchnlp.job.sinks import StatementSpec
 from batchnlp.sinks.columns import Types
 from batchnlp.sinks.sql import ACCOUNT
 from batchnlp.sinks.statements import Portion, note, text, write

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from batchnlp.errors import MissingExtraError
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.base import Held, Load
 from batchnlp.sinks.columns import Types, new_columns, spelling
 from batchnlp.sinks.sql import alike, quoted_column

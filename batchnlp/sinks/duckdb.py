@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from batchnlp.errors import MissingExtraError
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.base import Held, Load
 from batchnlp.sinks.columns import Types, new_columns
 from batchnlp.sinks.sql import Account, alike, listed, quoted, quoted_column

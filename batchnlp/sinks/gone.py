@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from batchnlp.data.results import batches
 from batchnlp.errors import SpecError
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.columns import Types, fit, fit_schema
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from batchnlp.errors import MissingExtraError
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.base import Held, Load
 from batchnlp.sinks.columns import Types, new_columns, spelling
 from batchnlp.sinks.rewrite import Matcher, rewritten

@@ -17,7 +17,7 @@ import pyarrow as pa
 from batchnlp import registry
 from batchnlp.data.results import Finished, batches, finished, schema_of
 from batchnlp.errors import CorruptError, SinkError, SpecError
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.base import Held, Load, Mode, Sink
 from batchnlp.sinks.columns import fit, fit_schema
 from batchnlp.sinks.gone import Gone

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from batchnlp.data.parts import ROW_GROUP, partition_folders
 from batchnlp.data.store import LocalStore, fsync, to_json
 from batchnlp.errors import SpecError
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.base import Held, Load
 from batchnlp.sinks.columns import Types, new_columns, spelling
 from batchnlp.sinks.rewrite import Matcher, rewritten

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from batchnlp.errors import MissingExtraError
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.base import Held, Load
 from batchnlp.sinks.columns import Types, new_columns
 from batchnlp.sinks.sql import Account, alike, listed, quoted, quoted_column

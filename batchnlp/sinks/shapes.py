@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from batchnlp.errors import SpecError
-from batchnlp.job.spec import SinkSpec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.types import nearest
 
 POSITION = "position"

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from batchnlp import registry
 from batchnlp.data.results import Finished, finished, schema_of
-from batchnlp.job.statement import StatementSpec
+from batchnlp.job.sinks import StatementSpec
 from batchnlp.sinks.columns import Types, fit_schema
 from batchnlp.sinks.shapes import check_names
 from batchnlp.types import PartFile

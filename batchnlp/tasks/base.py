@@ -18,8 +18,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnlp.errors import ModelError
-from batchnlp.text.encode import Tokenizer, Tokens, cut, frame, led_by, offsets
-from batchnlp.types import Counts, Decoding, Docs, Encoded, Failure, Float32, Int32, ModelFiles, OnLong, Pieces, Raw
+from batchnlp.text.encode import Tokenizer, Tokens, Windows, cut, frame, led_by, offsets
+from batchnlp.types import (
+    Counts,
+    Decoding,
+    Docs,
+    Encoded,
+    Failure,
+    Float32,
+    Int32,
+    Int64,
+    ModelFiles,
+    OnLong,
+    Pieces,
+    Raw,
+)
 
 COUNT_FIELDS = [
     pa.field("n_tokens", pa.int32()),
@@ -41,8 +54,10 @@ class Task(Protocol):
 
     needs: str  # the kind of Raw that decode takes
     pieces_per_doc: int  # at the least; the planner makes shards smaller by it
+    token_bytes: int  # what a token weighs until it is decoded, beside its id; the planner makes shards smaller by it
     columns: tuple[str, ...]  # of the source, read beside the text
     turns: bool  # whether a document may be a conversation
+    note: str  # what a user should know of how the model is read; empty where nothing is odd
 
     @property
     def decoding(self) -> Decoding | None:
@@ -51,6 +66,9 @@ class Task(Protocol):
     @property
     def fields(self) -> list[pa.Field]:
         """The task's own result columns."""
+
+    def check(self, schema: pa.Schema) -> None:
+        """SourceError where one of `columns` has a type that the task cannot read; for the plan."""
 
     def prepare(self, forward: Vectorise) -> None:
         """Compute, once a worker, what needs the model itself (the vectors of labels)."""
@@ -64,6 +82,9 @@ class Task(Protocol):
     def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], Verdict]:
         """(one array a field, one entry a row of the shard; which rows have an answer)."""
 
+    def counts(self, encoded: Encoded, raw: Raw) -> Counts:
+        """The counts to write: those of `encode`, unless the answer knows better."""
+
 
 Verdict = npt.NDArray[np.bool_] | Sequence[Failure]  # which rows have a finite answer, or why some have none
 
@@ -74,8 +95,9 @@ def answers(task: Task, encoded: Encoded, raw: Raw, failures: Iterable[Failure] 
     found = [*failures, *encoded.failures, *raw.failures]
     failed = {failure.doc for failure in found}
     found += [failure for failure in _unanswered(verdict) if failure.doc not in failed]
-    counts = encoded.counts
-    arrays = [*columns, *map(pa.array, (counts.n_tokens, counts.n_tokens_used, counts.n_windows))]
+    counts = task.counts(encoded, raw)
+    numbers = counts.n_tokens, counts.n_tokens_used, counts.n_windows
+    arrays = [*columns, *(pa.array(values, mask=values < 0) for values in numbers)]
     arrays.append(pa.array(counts.n_tokens_used < counts.n_tokens))
     schema = pa.schema([*task.fields, *COUNT_FIELDS])
     return pa.table(arrays, names=schema.names).cast(schema), found
@@ -93,12 +115,21 @@ def check_architecture(model: ModelFiles, suffix: str) -> bool:
     return any(suffix in name for name in model.config.get("architectures") or [])
 
 
+def refuse(model: ModelFiles, what: str, hint: str) -> ModelError:
+    """The error for a model of the wrong class."""
+    has = ", ".join(model.config.get("architectures") or ["none"])
+    return ModelError(f"{model.name} {what} (architectures: {has})", hint)
+
+
 class TextTask:
     """What all tasks over single texts share: which documents have text, the windows, the counts."""
 
     lower_case = False  # whether texts are lowercased first, beside what the tokenizer does by itself
+    places = False  # whether the places of the tokens in the texts are needed
+    token_bytes = 0
     columns: tuple[str, ...] = ()
     turns = False
+    note = ""
 
     def __init__(self, model: ModelFiles, spec: Any) -> None:
         self.model = model
@@ -118,12 +149,19 @@ class TextTask:
         """Nothing is generated."""
         return None
 
+    def check(self, schema: pa.Schema) -> None:
+        """Any column will do."""
+
     def prepare(self, forward: Vectorise) -> None:
         """Nothing to prepare."""
 
     def again(self, encoded: Encoded, raw: Raw) -> Encoded | None:
         """One round is enough."""
         return None
+
+    def counts(self, encoded: Encoded, raw: Raw) -> Counts:
+        """What `encode` counted."""
+        return encoded.counts
 
     def encode(self, docs: Docs) -> Encoded:
         """Tokenise, cut, frame, count."""
@@ -133,47 +171,53 @@ class TextTask:
         windows = cut(tokens, room - tokens.lead, window=self.on_long == "window")
         ids, starts = frame(tokens, windows, special)
         type_ids = np.full(len(ids), special.type_ids[0], np.uint8) if special.type_ids[0] else None
-        pieces = Pieces(ids, starts, rows[windows.text], windows.length.astype(np.int32), type_ids)
-        return Encoded(pieces, self._count(len(docs), rows, tokens, windows.text, windows.length), failures)
+        pieces = Pieces(ids, starts, rows[windows.text], windows.own.astype(np.int32), type_ids)
+        return Encoded(pieces, self._count(len(docs), rows, tokens, windows), failures)
 
-    def _tokenise(self, texts: pa.Array, room: int) -> tuple[Int32, Tokens, tuple[Failure, ...]]:
-        """(row of each document that has tokens, their tokens, failures of the others); `room` is the prompt's too."""
-        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(False)
-        has = np.asarray(pc.and_not(pc.is_valid(texts), blank))
-        failures = [Failure(int(i), "encode", *_no_text(texts[int(i)])) for i in np.flatnonzero(~has)]
+    def _tokenise(self, texts: pa.Array, room: Int64 | int) -> tuple[Int32, Tokens, tuple[Failure, ...]]:
+        """(row of each document that has tokens, their tokens, failures of the others); `room`, one number or one a
+        row, is the prompt's too."""
+        has, failures = present(texts)
         docs = np.flatnonzero(has).astype(np.int32)
         chosen = texts.filter(pa.array(has))
-        tokens = self._prompted(chosen, room) if self.prompt else self.tokenizer.encode(chosen)
+        tokens = self._prompted(chosen, room) if self.prompt else self.tokenizer.encode(chosen, places=self.places)
         good = tokens.lengths > 0
         failures += [
             Failure(int(i), "encode", "no_tokens", "the tokenizer finds nothing in this text") for i in docs[~good]
         ]
         if self.on_long == "fail":
-            rooms = room - np.broadcast_to(tokens.lead, len(docs))
+            rooms = np.broadcast_to(room, len(texts))[docs] - tokens.lead
             for i in np.flatnonzero(tokens.lengths > rooms):
                 message = f"{tokens.lengths[i]:,} tokens, the model takes {rooms[i]:,}"
                 failures.append(Failure(int(docs[i]), "encode", "too_long", message))
             good &= tokens.lengths <= rooms
         if not good.all():
-            docs, tokens = docs[good], _select(tokens, good)
+            docs, tokens = docs[good], select(tokens, good)
         return docs, tokens, tuple(failures)
 
-    def _prompted(self, texts: pa.Array, room: int) -> Tokens:
+    def _prompted(self, texts: pa.Array, room: Int64 | int) -> Tokens:
         """Prompt and text are tokenised as one, because that is what the model was trained with."""
         prompt, nothing = (pa.scalar(text, pa.large_string()) for text in (self.prompt, ""))
         alone = self.tokenizer.encode(pa.array([self.prompt], pa.large_string())).ids
-        if len(alone) >= room:
+        if len(alone) >= np.min(room):
             raise ModelError("task.prompt leaves no room for the text", "shorten it")
         return led_by(self.tokenizer.encode(pc.binary_join_element_wise(prompt, texts, nothing)), alone)
 
     @staticmethod
-    def _count(rows: int, docs: Int32, tokens: Tokens, text: Int32, length: Any) -> Counts:
+    def _count(rows: int, docs: Int32, tokens: Tokens, windows: Windows) -> Counts:
         """Scatter what is known of the tokenised documents over all rows."""
-        total, used, windows = (np.zeros(rows, np.int32) for _ in range(3))
+        total, used, count = (np.zeros(rows, np.int32) for _ in range(3))
         total[docs] = tokens.lengths
-        used[docs] = np.bincount(text, length, len(docs))
-        windows[docs] = np.bincount(text, minlength=len(docs))
-        return Counts(total, used, windows)
+        used[docs] = np.bincount(windows.text, windows.own, len(docs))
+        count[docs] = np.bincount(windows.text, minlength=len(docs))
+        return Counts(total, used, count)
+
+
+def present(texts: pa.Array) -> tuple[npt.NDArray[np.bool_], list[Failure]]:
+    """(which rows have a text, failures of the others)."""
+    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(texts)), 0).fill_null(False)
+    has = np.asarray(pc.and_not(pc.is_valid(texts), blank))
+    return has, [Failure(int(i), "encode", *_no_text(texts[int(i)])) for i in np.flatnonzero(~has)]
 
 
 def _no_text(value: Any) -> tuple[str, str]:
@@ -184,10 +228,12 @@ def _no_text(value: Any) -> tuple[str, str]:
     )
 
 
-def _select(tokens: Tokens, good: npt.NDArray[np.bool_]) -> Tokens:
+def select(tokens: Tokens, good: npt.NDArray[np.bool_]) -> Tokens:
+    """The `good` texts of all, [texts]."""
     lengths = np.diff(tokens.starts)
     lead = np.broadcast_to(tokens.lead, len(good))[good]
-    return Tokens(tokens.ids[np.repeat(good, lengths)], offsets(lengths[good]), lead)
+    kept = np.repeat(good, lengths)
+    return Tokens(tokens.ids[kept], offsets(lengths[good]), lead, tokens.places and tokens.places.take(kept))
 
 
 def merge(values: Float32, owner: Int32, weight: Int32, rows: int) -> Float32:

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.types as pt
 
 from batchnlp.errors import ModelError
+from batchnlp.tasks.base import refuse
 from batchnlp.tasks.chat_template import chat_template, check_system
-from batchnlp.tasks.completions import NO_FRAME, Render, refuse
+from batchnlp.tasks.completions import NO_FRAME, Render
 from batchnlp.tasks.generate import TemplatedTask, row_values
 from batchnlp.text.encode import Frame
 from batchnlp.types import Docs, Failure, ModelFiles
@@ -52,14 +53,8 @@ class Chat(TemplatedTask):
         """The last user turns; the content tokens are those of all turns."""
         if not pt.is_nested(docs.text.type):
             return super().documents(docs)
-        rows, texts, failures = [], [], []
-        for row, turns in enumerate(docs.text.to_pylist()):
-            problem = _problem(turns)
-            if problem:
-                failures.append(Failure(row, "encode", *problem))
-            else:
-                rows.append(row)
-                texts.append(turns[_last_user(turns)]["content"])
+        rows, failures = answerable(docs.text)
+        texts = [last_words(docs.text[row].as_py()) for row in rows]
         contents = [[turn["content"] or "" for turn in docs.text[row].as_py()] for row in rows]
         flat = [text for row in contents for text in row]
         lengths = self.tokenizer.encode(pa.array(flat, pa.large_string())).lengths
@@ -68,19 +63,40 @@ class Chat(TemplatedTask):
 
     def renderer(self, docs: Docs) -> Render:
         """The conversation with the wrapped text as its last user turn."""
-        nested = pt.is_nested(docs.text.type)
 
         def render(row: int, text: str) -> str:
-            content = self.filled(text, row_values(docs, row))
-            turns: Turns = [{"role": "user", "content": content}]
-            if nested:
-                turns = [{"role": t["role"], "content": t["content"] or ""} for t in docs.text[row].as_py()]
-                turns[_last_user(turns)]["content"] = content
-            if self._system and turns[0]["role"] != "system":
-                turns.insert(0, {"role": "system", "content": self._system})
+            turns = conversation(docs, row, self.filled(text, row_values(docs, row)), self._system)
             return self._chat.render(turns)
 
         return render
+
+
+def answerable(texts: pa.Array) -> tuple[list[int], list[Failure]]:
+    """(rows whose conversation can be answered, failures of the others)."""
+    rows, failures = [], []
+    for row, turns in enumerate(texts.to_pylist()):
+        problem = _problem(turns)
+        if problem:
+            failures.append(Failure(row, "encode", *problem))
+        else:
+            rows.append(row)
+    return rows, failures
+
+
+def last_words(turns: Turns) -> str:
+    """What the user said last."""
+    return turns[_last_user(turns)]["content"]
+
+
+def conversation(docs: Docs, row: int, content: str, system: str | None) -> Turns:
+    """The turns of a row, with `content` as what the user said last."""
+    turns: Turns = [{"role": "user", "content": content}]
+    if pt.is_nested(docs.text.type):
+        turns = [{"role": t["role"], "content": t["content"] or ""} for t in docs.text[row].as_py()]
+        turns[_last_user(turns)]["content"] = content
+    if system and turns[0]["role"] != "system":
+        turns.insert(0, {"role": "system", "content": system})
+    return turns
 
 
 def _last_user(turns: Turns) -> int:

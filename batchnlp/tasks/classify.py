@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchnlp.errors import ModelError
-from batchnlp.tasks.base import TextTask, check_architecture, merge, sigmoid, softmax
+from batchnlp.tasks.base import TextTask, check_architecture, merge, refuse, sigmoid, softmax
 from batchnlp.tasks.labels import LabelColumns
 from batchnlp.types import Encoded, ModelFiles, Raw
 
@@ -35,9 +35,8 @@ class Classify(TextTask):
     def __init__(self, model: ModelFiles, spec: Any) -> None:
         super().__init__(model, spec)
         if not check_architecture(model, "ForSequenceClassification"):
-            has = ", ".join(model.config.get("architectures") or ["none"])
             hint = "fine-tune one, or use zero-shot or embed with this model"
-            raise ModelError(f"{model.name} has no classification head (architectures: {has})", hint)
+            raise refuse(model, "has no classification head", hint)
         kind = model.config.get("problem_type")
         if kind == "regression":
             raise ModelError(f"{model.name} is a regression model, not a classifier")

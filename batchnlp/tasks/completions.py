@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from batchnlp.errors import ModelError, SpecError
+from batchnlp.errors import SpecError
 from batchnlp.tasks.base import TextTask, Verdict
 from batchnlp.tasks.prompts import TemplateFault
 from batchnlp.text.encode import Frame, offsets
@@ -37,12 +37,6 @@ def shape_of(model: ModelFiles) -> Shape | None:
         heads = "ForConditionalGeneration", "MTModel", "LMHeadModel"
         return "encoder-decoder" if any(name.endswith(heads) for name in names) else None
     return "decoder-only" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else None
-
-
-def refuse(model: ModelFiles, what: str, hint: str) -> ModelError:
-    """The error for a model of the wrong class."""
-    has = ", ".join(model.config.get("architectures") or ["none"])
-    return ModelError(f"{model.name} {what} (architectures: {has})", hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +61,16 @@ class Answer:
     """What the model wrote about a document: the pieces of its last round."""
 
     texts: list[str]
-    lengths: list[int]
+    lengths: list[int | None]  # None where a server does not tell
     finish: list[str]
     logprobs: list[list[float]]
     pieces: list[int]  # of that round
+
+    @property
+    def length(self) -> int | None:
+        """Tokens of all its texts."""
+        known = [n for n in self.lengths if n is not None]
+        return sum(known) if len(known) == len(self.lengths) else None
 
     @property
     def ended(self) -> str:
@@ -238,7 +238,7 @@ class CompletionTask(TextTask):
         texts = {row: self.join(encoded, row, answer) for row, answer in answers.items()}
         some = [answers.get(row) for row in range(rows)]
         columns: list[list[Any]] = [
-            [texts.get(row) for row in range(rows)], [a and sum(a.lengths) for a in some], [a and a.ended for a in some],
+            [texts.get(row) for row in range(rows)], [a and a.length for a in some], [a and a.ended for a in some],
             [a and [p for run in a.logprobs for p in run] for a in some],
         ]  # fmt: skip
         kinds = [field.type for field in self.fields[: 4 if self._wants_logprobs else 3]]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from batchnlp.tasks.completions import CompletionTask, Render, refuse
+from batchnlp.tasks.base import refuse
+from batchnlp.tasks.completions import CompletionTask, Render
 from batchnlp.tasks.json_answers import JsonColumns
 from batchnlp.tasks.prompts import Template
 from batchnlp.types import Docs, Failure, ModelFiles

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchnlp.types import Float32
+from batchnlp.types import Float32, Int32
 
 
 class LabelColumns:
@@ -35,7 +35,7 @@ class LabelColumns:
         finite = finite_rows(scores)
         safe = np.where(finite[:, None], scores, -np.inf)
         best = safe.argmax(axis=1)
-        columns = [_names(self.names, best), pa.array(safe[np.arange(len(best)), best], pa.float32())]
+        columns = [names_of(self.names, best), pa.array(safe[np.arange(len(best)), best], pa.float32())]
         if self.multi:
             columns.append(self._chosen(safe))
         if self.scores:
@@ -47,7 +47,7 @@ class LabelColumns:
         order = np.argsort(-scores, axis=1, kind="stable")
         chosen = np.take_along_axis(scores, order, axis=1) >= self.threshold
         starts = np.r_[0, np.cumsum(chosen.sum(axis=1))].astype(np.int32)
-        return pa.ListArray.from_arrays(pa.array(starts), _names(self.names, order[chosen]))
+        return pa.ListArray.from_arrays(pa.array(starts), names_of(self.names, order[chosen]))
 
 
 def finite_rows(values: Float32) -> npt.NDArray[np.bool_]:
@@ -55,7 +55,8 @@ def finite_rows(values: Float32) -> npt.NDArray[np.bool_]:
     return np.asarray(np.isfinite(values).all(axis=1), np.bool_)
 
 
-def _names(names: list[str], index: npt.NDArray[np.intp]) -> pa.Array:
+def names_of(names: list[str], index: npt.NDArray[np.intp] | Int32) -> pa.Array:
+    """The names at these positions, as strings."""
     return pa.DictionaryArray.from_arrays(pa.array(index.astype(np.int32)), pa.array(names, pa.string())).cast(
         pa.string()
     )

@@ -60,13 +60,14 @@ def prefix(model: ModelFiles, source: str | None, target: str | None) -> str:
     own = {name: value.get("prefix") for name, value in params.items() if name.startswith("translation_")}
     if source is None and target is None and len(own) == 1:
         return next(iter(own.values())) or ""
-    names = [_name(key, value) for key, value in (("source_language", source), ("target_language", target))]
+    names = [named(key, value) for key, value in (("source_language", source), ("target_language", target))]
     short = {name: code for code, name in NAMES.items()}
     known = own.get("translation_{}_to_{}".format(*(short.get(name, name) for name in names)))
     return known or f"translate {names[0]} to {names[1]}: "
 
 
-def _name(key: str, value: str | None) -> str:
+def named(key: str, value: str | None) -> str:
+    """The English name of a language, of a name or an ISO 639-1 code; SpecError where it is no language."""
     if value is None:
         raise SpecError(f"task.{key} is needed: the model is told of languages in words", "as English, or en")
     known = {code.lower(): name for code, name in NAMES.items()} | {name.lower(): name for name in NAMES.values()}

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from batchnlp.tasks.base import refuse
 from batchnlp.tasks.chat_template import chat_template
-from batchnlp.tasks.completions import NO_FRAME, Answer, Asked, Render, enumerate_parts, refuse
+from batchnlp.tasks.completions import NO_FRAME, Answer, Asked, Render, enumerate_parts
 from batchnlp.tasks.generate import TemplatedTask, row_values
 from batchnlp.text.encode import Frame
 from batchnlp.types import Counts, Docs, Encoded, ModelFiles, Raw

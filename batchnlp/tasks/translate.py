@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from batchnlp.errors import SpecError
 from batchnlp.tasks import languages
-from batchnlp.tasks.completions import Answer, CompletionTask, Item, count, enumerate_parts, refuse
+from batchnlp.tasks.base import refuse
+from batchnlp.tasks.completions import Answer, CompletionTask, Item, count, enumerate_parts
 from batchnlp.text.encode import Frame
 from batchnlp.text.sentences import sentences
 from batchnlp.text.slow import check_sentencepiece

@@ -23,7 +23,7 @@ from batchnlp.tasks.base import TextTask, Vectorise, check_architecture, merge, 
 from batchnlp.tasks.classify import label_names
 from batchnlp.tasks.embed import Embed, unit
 from batchnlp.tasks.labels import LabelColumns, finite_rows
-from batchnlp.text.encode import Frame, cut, offsets, ranges
+from batchnlp.text.encode import Frame, cut, frame_pairs
 from batchnlp.types import Docs, Encoded, ModelFiles, Pieces, Raw
 
 
@@ -113,10 +113,10 @@ class Entailment(TextTask):
         ids, starts, type_ids = _pairs(tokens.ids, windows.start, windows.length, labels.ids, labels.starts, special)
         n = len(self._texts)
         pieces = Pieces(
-            ids, starts, np.repeat(rows[windows.text], n), np.repeat(windows.length, n).astype(np.int32), type_ids,
+            ids, starts, np.repeat(rows[windows.text], n), np.repeat(windows.own, n).astype(np.int32), type_ids,
             role=np.tile(np.arange(n, dtype=np.int32), len(windows.text)),
         )  # fmt: skip
-        return Encoded(pieces, self._count(len(docs), rows, tokens, windows.text, windows.length), failures)
+        return Encoded(pieces, self._count(len(docs), rows, tokens, windows), failures)
 
     def decode(self, encoded: Encoded, raw: Raw) -> tuple[list[pa.Array], npt.NDArray[np.bool_]]:
         """Entailment against contradiction a label, or entailment among all labels; then the mean over windows."""
@@ -135,23 +135,6 @@ def _pairs(
 ) -> tuple[Any, Any, Any]:
     """Every window with every label, window by window: (flat ids, starts, type ids or None)."""
     n, windows = len(label_starts) - 1, len(start)
-    a_start, a_length = np.repeat(start, n), np.repeat(length, n)
-    b_start, b_length = np.tile(label_starts[:-1], windows), np.tile(np.diff(label_starts), windows)
-    head, middle, tail = len(special.before), len(special.between), len(special.after)
-    starts = offsets(a_length + b_length + special.size)
-    out = np.empty(int(starts[-1]), np.int32)
-    second = starts[:-1] + head + a_length + middle
-    out[ranges(starts[:-1] + head, a_length)] = ids[ranges(a_start, a_length)]
-    out[ranges(second, b_length)] = label_ids[ranges(b_start, b_length)]
-    for base, tokens in (
-        (starts[:-1], special.before),
-        (second - middle, special.between),
-        (starts[1:] - tail, special.after),
-    ):
-        for place, token in enumerate(tokens):
-            out[base + place] = token
-    if special.type_ids == (0, 0):
-        return out, starts, None
-    type_ids = np.zeros(len(out), np.uint8)
-    type_ids[ranges(second, starts[1:] - second)] = special.type_ids[1]
-    return out, starts, type_ids
+    texts = np.repeat(start, n), np.repeat(length, n)
+    labels = np.tile(label_starts[:-1], windows), np.tile(np.diff(label_starts), windows)
+    return frame_pairs(ids, texts, label_ids, labels, special)

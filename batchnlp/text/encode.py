@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnlp.errors import ModelError
+from batchnlp.text.characters import Block, Bool, Places
 from batchnlp.types import Int32, Int64
 
 BLOCK_BYTES = 1 << 20
@@ -47,6 +50,7 @@ class Tokens:
     ids: Int32
     starts: Int64
     lead: Int64 | int = 0  # [texts] tokens at the head of each that are a prompt's, and go before every window
+    places: Places | None = None  # where the tokens are in the texts, for tasks that need them
 
     @property
     def lengths(self) -> Int64:
@@ -89,16 +93,44 @@ class Tokenizer:
         slow = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         return slow.backend_tokenizer if getattr(slow, "is_fast", False) else Slow(slow)
 
-    def encode(self, texts: pa.Array) -> Tokens:
-        """Token ids of `texts` (large_string, no nulls), special tokens not included."""
+    def encode(self, texts: pa.Array, *, places: bool = False) -> Tokens:
+        """Token ids of `texts` (large_string, no nulls), special tokens not included; with their places where asked for,
+        because those cost time."""
         flat: list[Int32] = []
         lengths: list[Int32] = []
+        found: list[Places] = []
+        encode = self.fast.encode_batch if places else self.fast.encode_batch_fast
         for block in _blocks(texts):
-            encodings = self.fast.encode_batch_fast(block, add_special_tokens=False)
+            encodings = encode(block, add_special_tokens=False)
             ids = [encoding.ids for encoding in encodings]
             lengths.append(np.fromiter(map(len, ids), np.int32, len(ids)))
             flat.append(np.fromiter(chain.from_iterable(ids), np.int32, int(lengths[-1].sum())))
-        return Tokens(_join(flat), offsets(_join(lengths)))
+            if places:
+                located = Block(block, [encoding.offsets for encoding in encodings])
+                found.append(located.places(self._word_begins(flat[-1], located)))
+        return Tokens(_join(flat), offsets(_join(lengths)), places=Places.join(found) if places else None)
+
+    @property
+    def knows_places(self) -> bool:
+        """Whether it can tell where its tokens are in a text."""
+        return hasattr(self.fast, "encode_batch")
+
+    def _word_begins(self, ids: Int32, block: Block) -> Bool:
+        """[tokens] as transformers' token classification pipeline tells words from parts of words: where the tokenizer
+        marks the parts (##), by a token that is not as long as its characters; else by spaces, and no other white space.
+        That errs, as with an accent that stands by itself; but who moves here expects the entities he had."""
+        unknown = self.token_id(getattr(self.fast.model, "unk_token", None) or "<unk>")
+        if not getattr(self.fast.model, "continuing_subword_prefix", None):
+            return np.asarray(block.spaced() | (ids == unknown), np.bool_)
+        return np.asarray((self._sizes[ids] == block.sizes) | (ids == unknown), np.bool_)
+
+    @cached_property
+    def _sizes(self) -> Int64:
+        """[vocabulary] characters of each token as it is written in the vocabulary."""
+        vocabulary = self.fast.get_vocab(with_added_tokens=True)
+        sizes = np.zeros(max(vocabulary.values()) + 1, np.int64)
+        sizes[list(vocabulary.values())] = list(map(len, vocabulary))
+        return sizes
 
     def spans(self, text: str) -> Int32:
         """[tokens, 2] where in the text each token begins and ends; special tokens not included."""
@@ -199,23 +231,29 @@ class Windows:
     text: Int32  # [windows] index of the text
     start: Int64  # [windows] position in Tokens.ids
     length: Int64  # [windows] content tokens
+    skip: Int64  # [windows] of these, tokens at its start that the window before owns
+    own: Int64  # [windows] tokens after them that it owns; what is left at its end belongs to the next window
 
 
-def cut(tokens: Tokens, room: Int64 | int, *, window: bool) -> Windows:
+def cut(tokens: Tokens, room: Int64 | int, *, window: bool, overlap: Int64 | int = 0) -> Windows:
     """Cut every text into runs of at most `room` tokens (one number, or one a text); without `window` only the first
-    run.
+    run. A window repeats the last `overlap` tokens of the one before, fewer than `room`.
 
-    Windows do not overlap: each token is seen once, and owned by the window that saw it.
+    Every token is owned by one window: of two that see it, by the one in which it is farther from the border.
     """
     lengths, first = tokens.lengths, tokens.starts[:-1] + tokens.lead
-    room = np.broadcast_to(np.asarray(room, np.int64), lengths.shape)
+    room, overlap = (np.broadcast_to(np.asarray(n, np.int64), lengths.shape) for n in (room, overlap))
     if not window:
-        return Windows(np.arange(len(lengths), dtype=np.int32), first, np.minimum(lengths, room))
-    count = np.maximum(-(-lengths // room), 1)
+        length = np.minimum(lengths, room)
+        return Windows(np.arange(len(lengths), dtype=np.int32), first, length, np.zeros_like(length), length)
+    count = np.maximum(-(-(lengths - overlap) // (room - overlap)), 1)
     text = np.repeat(np.arange(len(lengths), dtype=np.int32), count)
     nth = ranges(np.zeros(len(count), np.int64), count)
-    start = nth * room[text]
-    return Windows(text, first[text] + start, np.minimum(lengths[text] - start, room[text]))
+    start = nth * (room - overlap)[text]
+    length = np.minimum(lengths[text] - start, room[text])
+    skip = np.where(nth > 0, overlap[text] // 2, 0)
+    left = np.where(nth + 1 < count[text], overlap[text] - overlap[text] // 2, 0)
+    return Windows(text, first[text] + start, length, skip, length - skip - left)
 
 
 def frame(tokens: Tokens, windows: Windows, special: Frame) -> tuple[Int32, Int64]:
@@ -231,3 +269,26 @@ def frame(tokens: Tokens, windows: Windows, special: Frame) -> tuple[Int32, Int6
     for place, token in enumerate(special.after):
         ids[starts[1:] - tail + place] = token
     return ids, starts
+
+
+def frame_pairs(
+    first: Int32, a: tuple[Int64, Int64], second: Int32, b: tuple[Int64, Int64], special: Frame
+) -> tuple[Int32, Int64, npt.NDArray[np.uint8] | None]:
+    """Put the special tokens of `special` around and between runs of two flat id arrays: (flat ids, starts, segment ids
+    or None where all are zero). Of pair i the runs begin at `a[0][i]` and `b[0][i]`, and have `a[1][i]` and `b[1][i]`
+    tokens."""
+    head, middle, tail = len(special.before), len(special.between), len(special.after)
+    starts = offsets(a[1] + b[1] + special.size)
+    ids = np.empty(int(starts[-1]), np.int32)
+    at = starts[:-1] + head + a[1] + middle  # where the second runs begin
+    ids[ranges(starts[:-1] + head, a[1])] = first[ranges(*a)]
+    ids[ranges(at, b[1])] = second[ranges(*b)]
+    places = (starts[:-1], special.before), (at - middle, special.between), (starts[1:] - tail, special.after)
+    for base, tokens in places:
+        for place, token in enumerate(tokens):
+            ids[base + place] = token
+    if special.type_ids == (0, 0):
+        return ids, starts, None
+    type_ids = np.zeros(len(ids), np.uint8)
+    type_ids[ranges(at, starts[1:] - at)] = special.type_ids[1]
+    return ids, starts, type_ids

@@ -6,8 +6,9 @@ and reads a run of rows into columns of declared types (`read`). Filters, partit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple, Protocol
 
@@ -43,7 +44,13 @@ class Rows:
 
     table: pa.Table
     bad: tuple[Bad, ...] = ()
-    line: Callable[[int], int] | None = None  # row inside what was read -> line from 1; only for failures
+    line: Callable[[int], int] = lambda at: -1  # row inside what was read → line from 1; asked for failures only
+
+
+def lines_from(first: int, find: Callable[[], Sequence[int]]) -> Callable[[int], int]:
+    """`Rows.line` where `find` tells the lines of the rows, from 0 at `first`; it is asked once, if at all."""
+    found = cache(find)
+    return lambda at: first + 1 + found()[at]
 
 
 @dataclass(frozen=True, slots=True)

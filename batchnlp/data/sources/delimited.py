@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 
 from batchnlp.data.sources import base
-from batchnlp.data.sources.base import Bad, Rows
+from batchnlp.data.sources.base import Bad, Rows, lines_from
 from batchnlp.data.sources.columns import fit, halve
 from batchnlp.data.sources.infer import infer_strings, parse
 from batchnlp.data.sources.lines import BOM, FIRST, LineReader, Records, is_utf8
@@ -134,7 +134,8 @@ class CsvReader(LineReader):
             columns.append(column)
             message = f"the value of {field.name} is not {field.type}"
             bad += [Bad(at, "bad_value", message, field.name not in filtered) for at in wrong if at not in failed]
-        return Rows(pa.table(columns, schema=schema), tuple(bad), lambda at: segment.line + 1 + _line(raw, file, at))
+        lines = lines_from(segment.line, lambda: _lines(raw, file))
+        return Rows(pa.table(columns, schema=schema), tuple(bad), lines)
 
     def _header(self, file: InputFile) -> list[str]:
         if file not in self._headers:
@@ -156,8 +157,8 @@ def _names(file: InputFile, header: Record) -> list[str]:
     return [field.decode("utf-8", "replace") for field in header.fields]
 
 
-def _line(raw: bytes, file: InputFile, at: int) -> int:
-    return next(r.line for i, r in enumerate(find_records(io.BytesIO(raw), _delimiter(file))) if i == at)
+def _lines(raw: bytes, file: InputFile) -> list[int]:
+    return [record.line for record in find_records(io.BytesIO(raw), _delimiter(file))]
 
 
 def _blocks(found: Iterator[Record]) -> Iterator[Records]:

@@ -34,6 +34,12 @@ def documents(config: SourceConfig, schema: pa.Schema, pieces: list[Piece]) -> D
     piece = np.repeat(np.arange(len(pieces)), np.array([len(c) for c in chosen], np.int64))  # [rows] which it is of
     ids = _flat(table.column(config.id)) if config.id else _generated(pieces, row, piece)
     failures = _failures(pieces, chosen, ids)
+    lines, starts = [p.rows.line for p in pieces], [p.start for p in pieces]  # the rest of the pieces need not stay
+
+    def line(doc: int) -> int:
+        at = int(piece[doc])
+        return lines[at](int(row[doc]) - starts[at])
+
     text = _flat(table.column(config.text))
     if failures:
         broken = np.zeros(len(text), bool)
@@ -47,6 +53,7 @@ def documents(config: SourceConfig, schema: pa.Schema, pieces: list[Piece]) -> D
         file=np.array([p.at for p in pieces], np.int32)[piece],
         row=row,
         failures=failures,
+        line=line,
     )
 
 
@@ -71,12 +78,7 @@ def _failures(pieces: list[Piece], chosen: list[Int64], ids: pa.Array) -> tuple[
         for at in sorted(reasons):
             position = int(np.searchsorted(rows, at))
             if position < len(rows) and rows[position] == at:
-                found.append(_failure(piece, at, offset + position, *reasons[at]))
+                code, message = reasons[at]
+                found.append(Failure(offset + position, "read", code, message))
         offset += len(rows)
     return tuple(found)
-
-
-def _failure(piece: Piece, at: int, doc: int, code: str, message: str) -> Failure:
-    line = piece.rows.line(at) if piece.rows.line else -1
-    row = piece.start + at
-    return Failure(doc=doc, stage="read", code=code, message=message, file=piece.file.name, row=row, line=line)

@@ -12,7 +12,7 @@ import pyarrow.json as pj
 import pyarrow.types as pt
 
 from batchnlp.data.sources import base
-from batchnlp.data.sources.base import Bad, Rows
+from batchnlp.data.sources.base import Bad, Rows, lines_from
 from batchnlp.data.sources.columns import MISFIT, halve
 from batchnlp.data.sources.infer import infer
 from batchnlp.data.sources.lines import FIRST, NEWLINE, LineReader, Records, find_lines, is_utf8, split_rows
@@ -46,7 +46,7 @@ class JsonlReader(LineReader):
         """See `LineReader`."""
         table = _fast(raw, segment.stop - segment.start, schema)
         if table is not None:
-            return Rows(table, (), lambda at: segment.line + 1 + split_rows(raw)[at][0])
+            return Rows(table, (), lines_from(segment.line, lambda: [number for number, _ in split_rows(raw)]))
         return self._slow(segment, raw, schema)
 
     def _slow(self, segment: Segment, raw: bytes, schema: pa.Schema) -> Rows:
@@ -66,7 +66,8 @@ class JsonlReader(LineReader):
             message = f"the value of {field.name} is not {field.type}"
             bad += [Bad(at, "bad_value", message, field.name not in filtered) for at in wrong]
             columns.append(column)
-        return Rows(pa.table(columns, schema=schema), tuple(bad), lambda at: segment.line + 1 + lines[at][0])
+        numbers = [number for number, _ in lines]
+        return Rows(pa.table(columns, schema=schema), tuple(bad), lines_from(segment.line, lambda: numbers))
 
 
 def _loadable(block: Records) -> Records | None:

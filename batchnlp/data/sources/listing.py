@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from itertools import takewhile
 
 from batchnlp.data.sources import partitions
-from batchnlp.data.sources.places import CONTROL, Found, find, local
+from batchnlp.data.sources.places import Found, find, local
 from batchnlp.data.sources.storage import is_remote
+from batchnlp.data.store import CONTROL
 from batchnlp.errors import SourceError
 from batchnlp.types import InputFile, SourceConfig
 
@@ -36,7 +37,7 @@ def split_suffix(path: str) -> tuple[str | None, str | None]:
 
 def list_files(config: SourceConfig, output: str | None = None) -> tuple[InputFile, ...]:
     """All files of the corpus, in the order of the paths, sorted inside each; without those that `output` holds."""
-    if not config.paths:
+    if not all(path.strip() for path in config.paths) or not config.paths:
         raise SourceError("source.path is empty", "name a file, a directory, a glob or a URI")
     if config.format is not None and config.format not in FORMATS:
         raise SourceError(f"source.format {config.format!r} is unknown", f"one of {', '.join(FORMATS)}")
@@ -49,11 +50,12 @@ def list_files(config: SourceConfig, output: str | None = None) -> tuple[InputFi
 
 
 def _identity(path: str) -> str:
-    """The same for a file that two of the paths reach, one of them through a linked directory."""
-    if is_remote(path):
-        return path
-    folder, name = os.path.split(path)
-    return os.path.join(os.path.realpath(folder), name)
+    """The same for a file that is reached in two ways, one of them through links.
+
+    But a cache of the hub names files by their content: two links to one blob are two files that are alike.
+    """
+    real = path if is_remote(path) else os.path.realpath(path)
+    return path if os.path.basename(os.path.dirname(real)) == "blobs" else real
 
 
 def _refuse_results(path: str, output: str | None) -> None:
@@ -64,7 +66,8 @@ def _refuse_results(path: str, output: str | None) -> None:
     if CONTROL in full.split(os.sep):
         raise SourceError(f"{path} is among the control files of a run", "its results are beside them")
     if output and _below(full, output):
-        raise SourceError(f"{path} is in the output of this job", "choose an output.path outside of it")
+        hint = "choose an output.path beside the source, or below it"
+        raise SourceError(f"{path} lies in the output of this job, {output}", hint)
 
 
 def _below(path: str, top: str) -> bool:
@@ -74,9 +77,7 @@ def _below(path: str, top: str) -> bool:
 
 def _listed(path: str, config: SourceConfig, output: str | None) -> list[InputFile]:
     place = find(path, config.split)
-    folders = {os.path.dirname(entry.path) for entry in place.files if output and not is_remote(entry.path)}
-    mine = {folder for folder in folders if _below(folder, str(output))}
-    entries = [entry for entry in place.files if os.path.dirname(entry.path) not in mine]
+    entries = [entry for entry in place.files if not output or is_remote(entry.path) or not _below(entry.path, output)]
     files = [file for entry in entries if (file := _input(entry, place.format or config.format)) is not None]
     if files:
         return files

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from batchnlp.data.sources.storage import filesystem, is_remote, reason, stamp
+from batchnlp.data.store import CONTROL
 from batchnlp.errors import MissingExtraError, SourceError
 from batchnlp.types import nearest
 
 DATASETS = "datasets://"
-CONTROL = "_batchnlp"  # what an output of ours is known by
 
 
 class Found(NamedTuple):
@@ -52,12 +54,11 @@ def _local(path: str, split: str | None) -> Place:
         saved = _saved(full, split)
         return Place(_stats(saved), format="arrow") if saved is not None else Place(_stats(_walk(full)))
     if glob.has_magic(path):
-        matched = sorted(glob.glob(full, recursive=True))
-        matched = [match for match in matched if CONTROL not in match.split(os.sep)]
-        files = [file for match in matched for file in (_walk(match) if os.path.isdir(match) else [match])]
+        files = _matching(full)
         if files:
             return Place(_stats(files))
-        raise SourceError(f"{path} matches no file", "check the pattern; quote it, so that the shell leaves it alone")
+        hint = "check the pattern, and quote it, so that the shell leaves it alone; outputs of batchnlp must be named"
+        raise SourceError(f"{path} matches no file", hint)
     raise SourceError(f"{path} does not exist", _hint(full))
 
 
@@ -66,8 +67,36 @@ def _hint(full: str) -> str:
     parent, name = os.path.split(full)
     if not os.path.isdir(parent):
         return f"there is no directory {parent}"
-    near = nearest(name, sorted(os.listdir(parent)))
+    try:
+        near = nearest(name, sorted(os.listdir(parent)))
+    except OSError as error:
+        return f"{parent} cannot be listed: {error.strerror}"
     return f"did you mean {os.path.join(parent, near)}?" if near else f"nothing in {parent} has a name like it"
+
+
+def _matching(pattern: str) -> list[str]:
+    """What a pattern matches, directories with all that is in them. It finds its way into an output of batchnlp only
+    where it names the level that the output's files are on: not by `**`, and not as a directory."""
+    _refuse_unlisted(pattern)
+    fixed = os.path.dirname(pattern[: re.search(r"[*?[]", pattern).start()])  # type: ignore[union-attr]
+    files: list[str] = []
+    for match in sorted(glob.glob(pattern, recursive=True)):
+        folders = match[len(fixed) :].strip(os.sep).split(os.sep)
+        above = [os.path.join(fixed, *folders[: i + 1]) for i in range(len(folders))]
+        walked = above if "**" in pattern else above[-1:]
+        if CONTROL not in folders and not any(os.path.isdir(os.path.join(folder, CONTROL)) for folder in walked):
+            files += _walk(match) if os.path.isdir(match) else [match]
+    return files
+
+
+def _refuse_unlisted(pattern: str) -> None:
+    """A pattern passes over directories that cannot be listed, and what is in them would be lost in silence."""
+    folder = os.path.dirname(pattern)
+    for found in glob.glob(os.path.join(folder, ""), recursive=True):
+        if not os.access(found, os.R_OK | os.X_OK):
+            _unlisted(PermissionError(errno.EACCES, os.strerror(errno.EACCES), found.rstrip(os.sep)))
+    if glob.has_magic(folder):
+        _refuse_unlisted(folder)
 
 
 def _walk(top: str) -> list[str]:

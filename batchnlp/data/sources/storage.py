@@ -64,7 +64,8 @@ def broken(what: str, kind: type[BatchnlpError] = SourceError) -> Iterator[None]
     except (ConnectionError, TimeoutError):
         raise
     except (OSError, EOFError, pa.ArrowException) as error:
-        raise kind(f"{what} cannot be read: {reason(error)}", "create the file again, or leave it out") from error
+        hint = "make it readable" if isinstance(error, PermissionError) else "create the file again"
+        raise kind(f"{what} cannot be read: {reason(error)}", f"{hint}, or leave it out") from error
 
 
 @dataclass(slots=True)

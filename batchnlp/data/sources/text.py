@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnlp.data.sources import base
-from batchnlp.data.sources.base import Bad, Limits, Rows, Run
+from batchnlp.data.sources.base import Bad, Limits, Rows, Run, lines_from
 from batchnlp.data.sources.columns import fit
 from batchnlp.data.sources.lines import BOM, NEWLINE, RETURN, LineReader, split_rows
 from batchnlp.data.sources.storage import broken
@@ -46,7 +46,8 @@ class TextReader(LineReader):
         column, wrong = fit(pa.chunked_array([lines]), pa.large_string())
         bad = tuple(Bad(at, "invalid_utf8", "the text is not valid UTF-8", judged=False) for at in wrong)
         table = pa.table([column], schema=pa.schema([schema.field(self.config.text)]))
-        return Rows(table, bad, lambda at: segment.line + 1 + (0 if whole else split_rows(raw)[at][0]))
+        find = lambda: [0] if whole else [number for number, _ in split_rows(raw)]  # noqa: E731
+        return Rows(table, bad, lines_from(segment.line, find))
 
 
 def _lines(raw: bytes) -> pa.Array:
