@@ -15,7 +15,7 @@ from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import PartFile
 
-READAHEAD = 2  # files and batches that are read before they are asked for
+READAHEAD = 4  # files, and batches of each, that are read before they are asked for; a part is 64 MB at the most
 GENERATION = re.compile(r"-r(\d+)$")
 
 

@@ -33,12 +33,10 @@ class Load:
     mode: Mode
     schema: pa.Schema  # as the sink's types have it
     by: tuple[str, ...]  # unless it appends: the columns that tell which rows make way; all rows without any
-    gone: Callable[
-        [], pa.Table
-    ]  # their values, each once. An upsert asks before it commits: it refuses doubles and nulls
+    gone: Callable[[], pa.Table]  # their values, each once
     partition_by: tuple[str, ...]  # of a table that is made now
     rows: int  # documents
-    batches: Callable[[], Iterator[pa.RecordBatch]]  # the rows; may be called again
+    batches: Callable[[], Iterator[pa.RecordBatch]]  # the rows; at their end bad keys are refused
 
     def reader(self) -> pa.RecordBatchReader:
         """The rows as a stream."""

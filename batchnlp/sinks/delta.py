@@ -16,7 +16,7 @@ from batchnlp.errors import MissingExtraError
 from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.base import Held, Load
 from batchnlp.sinks.columns import Types, new_columns, spelling
-from batchnlp.sinks.sql import alike, quoted_column
+from batchnlp.sinks.sql import alike, equal, quoted_column
 
 try:
     from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
@@ -48,8 +48,6 @@ class Delta:
 
     def write(self, load: Load) -> None:
         """Make or widen the table, and commit the rows."""
-        if load.mode == "upsert":
-            load.gone()
         delta = self._widened(load)
         if delta is None or load.mode == "append":
             self._append(load, delta)
@@ -95,7 +93,7 @@ class Delta:
     def _merge(self, load: Load, delta: Any) -> None:
         names = {quoted_column(name): f"s.{quoted_column(name)}" for name in load.schema.names}
         changes = {name: value for name, value in names.items() if name[1:-1] not in load.by}
-        merger = _merger(delta, load.reader(), alike(load.gone(), "t", "s"), load)
+        merger = _merger(delta, load.reader(), equal(load.by, "t", "s"), load)
         if changes:
             merger = merger.when_matched_update(changes)
         merger.when_not_matched_insert(names).execute()

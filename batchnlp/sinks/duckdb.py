@@ -12,7 +12,7 @@ from batchnlp.errors import MissingExtraError
 from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.base import Held, Load
 from batchnlp.sinks.columns import Types, new_columns
-from batchnlp.sinks.sql import Account, alike, listed, quoted, quoted_column
+from batchnlp.sinks.sql import Account, alike, equal, listed, quoted, quoted_column
 
 try:
     import duckdb
@@ -56,8 +56,6 @@ class DuckDB:
             self._remove(table, load)
         self._connection.register("_batchnlp_rows", load.reader())
         self._execute(_merge(table, load) if load.mode == "upsert" else _insert(table, load))
-        if load.mode == "upsert":
-            load.gone()  # asked for now, when the keys have gone by
         self._account.note(load)
 
     def _remove(self, table: str, load: Load) -> None:
@@ -98,11 +96,10 @@ def _insert(table: str, load: Load) -> str:
 
 def _merge(table: str, load: Load) -> str:
     others = [name for name in load.schema.names if name not in load.by]
-    equal = " and ".join(f"t.{name} = s.{name}" for name in map(quoted_column, load.by))
     changes = ", ".join(f"{name} = s.{name}" for name in map(quoted_column, others))
     matched = f"when matched then update set {changes}" if others else ""
     names = listed(load.schema.names)
     return (
-        f"merge into {table} as t using _batchnlp_rows as s on {equal} {matched} "
+        f"merge into {table} as t using _batchnlp_rows as s on {equal(load.by, 't', 's')} {matched} "
         f"when not matched then insert ({names}) values ({listed(load.schema.names, 's.')})"
     )

@@ -16,7 +16,8 @@ from batchnlp.sinks.columns import Types, fit, fit_schema
 class Gone:
     """Each value once. Taken from the rows where they have gone by already, else read from the files.
 
-    For an upsert the values are keys, and asking for them refuses keys that are null or there twice.
+    For an upsert the values are keys, and those that are null or there twice are refused: at the end of the rows, before
+    anything can be committed, if nobody asks earlier.
     """
 
     def __init__(
@@ -29,12 +30,14 @@ class Gone:
         self._found: pa.Table | None = None
 
     def watch(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Pass the rows on, and remember their values once all have passed."""
+        """Pass the rows on and remember their values; the end of the rows is where bad keys are refused."""
         passed = []
         for batch in rows:
             passed.append(batch.select(self._by))
             yield batch
         self._passed = passed
+        if self._spec.mode == "upsert":
+            self()
 
     def __call__(self) -> pa.Table:
         """The values, as the warehouse has them."""
@@ -45,7 +48,7 @@ class Gone:
     def _distinct(self) -> pa.Table:
         rows = batches(self._paths, self._whole, self._by) if self._passed is None else self._passed
         every = pa.Table.from_batches(rows, self._schema)
-        distinct = every.group_by(self._by, use_threads=False).aggregate([])
+        distinct = _distinct(every)
         if self._spec.mode == "upsert":
             self._check(every, distinct)
         schema = fit_schema(self._schema, self._types)
@@ -61,3 +64,9 @@ class Gone:
             first.pop("count_all")
             message = f"sinks.key: {double:,} rows have the {', '.join(self._by)} of another one, as {first}"
             raise SpecError(message, "name more columns in sinks.key, or use write: append")
+
+
+def _distinct(rows: pa.Table) -> pa.Table:
+    if rows.num_columns == 1:  # where it takes two thirds of the time
+        return pa.table([pc.unique(rows.column(0))], rows.schema)
+    return rows.group_by(rows.column_names, use_threads=False).aggregate([])

@@ -77,8 +77,6 @@ class Iceberg:
             with transaction.update_snapshot().overwrite() as snapshot:
                 files.append(snapshot, load)  # first, so that what makes way has gone by
                 files.remove(snapshot, load)
-        if load.mode == "upsert":
-            load.gone()
         transaction.set_properties({_property(run): str(generation) for run, generation in load.runs.items()})
         transaction.commit_transaction()
 

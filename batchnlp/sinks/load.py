@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from batchnlp import registry
 from batchnlp.data.results import Finished, batches, finished, schema_of
-from batchnlp.errors import CorruptError, SinkError, SpecError
+from batchnlp.errors import BatchnlpError, CorruptError, SinkError, SpecError
 from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.base import Held, Load, Mode, Sink
 from batchnlp.sinks.columns import fit, fit_schema
@@ -60,7 +60,7 @@ def load(root: str, spec: SinkSpec) -> Loaded:
         check(spec, run.schema, run.partition_by)
     sink: Sink = make(spec)
     loaded, runs_now = Loaded(spec.kind, spec.table), dict[str, None]()
-    problems: list[CorruptError] = []
+    problems: list[BatchnlpError] = []
     answers: tuple[type[Exception], ...] = (*sink.errors, OSError)
     try:
         with closing(sink):
@@ -123,7 +123,7 @@ def _files(spec: SinkSpec, run: Finished, held: Held) -> tuple[PartFile, ...]:
     return run.files if spec.mode == "replace_partition" else run.since(held.get((run.job, run.run)))
 
 
-def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[CorruptError]) -> Load:
+def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[BatchnlpError]) -> Load:
     paths = [path for run, files in unit.files for path in run.paths(files)]
     schema = fit_schema(shape.schema, sink.types)
     mode, by = _mode(spec, unit, shape)
@@ -138,6 +138,9 @@ def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[
             problem = CorruptError(f"a part of {root} is damaged: {error}", f"batchnlp verify {root} tells which")
             problems.append(problem)
             raise problem from None
+        except SpecError as error:  # bad keys
+            problems.append(error)
+            raise
 
     about = {(run.job, run.run): run.generation for run in unit.runs}
     partition_by = tuple(name for name in unit.partition_by if name in schema.names)

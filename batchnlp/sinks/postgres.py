@@ -82,12 +82,10 @@ class Postgres:
         table, keys = quoted(load.table), listed(load.by)
         if not self._execute(f"select 1 from {table} limit 1"):
             self._copy(load.table, load.reader())
-            load.gone()  # asked for when the keys have gone by, and before PostgreSQL finds doubles with less to say
             self._index(load, keys)
             return
         self._index(load, keys)
         self._stage(STAGED, load.schema, load.reader())
-        load.gone()
         others = [quoted_column(name) for name in load.schema.names if name not in load.by]
         changes = ", ".join(f"{name} = excluded.{name}" for name in others)
         action = f"update set {changes}" if others else "nothing"

@@ -34,6 +34,11 @@ def alike(rows: pa.Table, one: str, other: str) -> str:
     return " and ".join(f"{one}.{quoted_column(n)} {sign} {other}.{quoted_column(n)}" for n, sign in signs.items())
 
 
+def equal(columns: Iterable[str], one: str, other: str) -> str:
+    """The condition that two rows have the same key, of which nothing is null."""
+    return " and ".join(f"{one}.{name} = {other}.{name}" for name in map(quoted_column, columns))
+
+
 def beside(table: str, name: str) -> str:
     """The quoted name of another table in the same schema."""
     return quoted(".".join([*table.split(".")[:-1], name]))
