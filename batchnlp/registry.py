@@ -25,14 +25,17 @@ SERVED = {  # the same, where a server has the model
     "generate": "batchnlp.tasks.served:Generate",
     "chat": "batchnlp.tasks.served:Chat",
 }
-ENCODER, GENERATOR = "batchnlp.backends.torch_encoder:TorchEncoder", "batchnlp.backends.torch_generator:TorchGenerator"
+ENCODER, GENERATOR = "batchnlp.backends.packed_encoder:make", "batchnlp.backends.torch_generator:TorchGenerator"
 OPENVINO = "batchnlp.backends.openvino_encoder:make"
 BACKENDS = {  # by the kind of raw answer
     "torch": {
         "scores": ENCODER, "vectors": ENCODER, "token_scores": ENCODER, "span_scores": ENCODER,
         "completions": GENERATOR,
     },
-    "openvino": {"scores": OPENVINO, "vectors": OPENVINO},
+    "openvino": {
+        "scores": OPENVINO, "vectors": OPENVINO, "token_scores": OPENVINO, "span_scores": OPENVINO,
+        "completions": "batchnlp.backends.openvino_generator:make",
+    },
     "vllm": {"completions": "batchnlp.backends.vllm_generator:VllmGenerator"},
     "http": {"replies": "batchnlp.backends.http:HttpBackend"},
 }  # fmt: skip

@@ -54,7 +54,7 @@ def job(docs: Path, out: Path, model: str, runner: str = "inline", **engine: Any
     return {
         "source": {"path": str(docs), "id": "doc_id", "rows_per_shard": PER_SHARD},
         "task": {"kind": "classify", "model": model, "scores": True},
-        "engine": {"runner": runner, "dtype": "float32", "device": "cpu", **engine},
+        "engine": {"runner": runner, "dtype": "float32", "device": "cpu", "backend": "torch", **engine},
         "output": {"path": str(out)},
     }
 
@@ -270,9 +270,10 @@ def test_a_replica_lost_while_stopping_has_no_successor(docs: Path, classifier: 
 
 
 def one_shard(docs: Path, tmp_path: Path) -> Path:
-    """Thirty thousand rows: with one document a batch, half a minute at least."""
-    many = tmp_path / "many.parquet"
-    pq.write_table(pa.concat_tables([pq.read_table(docs)] * 30), many)
+    """Thirty thousand rows, no two alike: with one document a batch, half a minute at least."""
+    many, table = tmp_path / "many.parquet", pa.concat_tables([pq.read_table(docs)] * 30)
+    texts = [f"{text} {i}" for i, text in enumerate(table["text"].to_pylist())]
+    pq.write_table(table.set_column(table.column_names.index("text"), "text", [texts]), many)
     return many
 
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 
-from batchnlp.backends.packed_attention import Span, Unsupported
-from batchnlp.backends.slots import SlotModel
+from batchnlp.backends.packed_attention import PackedModel, Span, Unsupported
 
 TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5}  # standard deviations of the answers; a wrong mask costs more than one
 
 
-def compare(slots: SlotModel, begin: int) -> None:
+def compare(slots: PackedModel, begin: int) -> None:
     """Compare two rows, the second entering while the first is under way, with the model as transformers runs it."""
     vocabulary = slots.model.get_output_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(5)
@@ -40,7 +39,7 @@ def check_close(got: torch.Tensor, wanted: torch.Tensor, dtype: str) -> None:
         raise Unsupported(f"its answers differ from the model's own by {far:.2g} standard deviations")
 
 
-def _entered(slots: SlotModel, ids: torch.Tensor, slot: int, begin: int) -> torch.Tensor:
+def _entered(slots: PackedModel, ids: torch.Tensor, slot: int, begin: int) -> torch.Tensor:
     n = len(ids)
     if not slots.seq2seq:
         return slots.prefill(ids, [Span(slot, 0, n)])[0]
@@ -48,7 +47,7 @@ def _entered(slots: SlotModel, ids: torch.Tensor, slot: int, begin: int) -> torc
     return slots.prefill(torch.tensor([begin], device=ids.device), [Span(slot, 0, 1, source=(0, n))], states)[0]
 
 
-def _stepped(slots: SlotModel, ids: torch.Tensor, lengths: list[int], sources: list[torch.Tensor]) -> torch.Tensor:
+def _stepped(slots: PackedModel, ids: torch.Tensor, lengths: list[int], sources: list[torch.Tensor]) -> torch.Tensor:
     positions = torch.tensor(lengths, device=ids.device)
     ends = torch.tensor([len(source) for source in sources], device=ids.device)
     return slots.decode(ids, positions, max(lengths) + 1, ends)

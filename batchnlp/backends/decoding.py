@@ -34,7 +34,7 @@ class Chooser:
         self.config = merged(model.generation_config, decoding)
         # Without it the processors that forbid or force an end token leave it alone, or fail.
         model._prepare_special_tokens(self.config, device=model.device)
-        self._model, self._path = model, path
+        self._model, self._path, self._device = model, path, model.device
         self.eos = _as_set(self.config.eos_token_id)
         self._tokenizer: Any = None
         self._grammar: Any = None
@@ -89,9 +89,9 @@ class Chooser:
     def _processors(self, length: int, source: list[int] | None, total: int = 1 << 30) -> Any:
         config = copy.copy(self.config)
         config.max_length = total
-        ids = None if source is None else torch.tensor([source], device=self._model.device)
+        ids = None if source is None else torch.tensor([source], device=self._device)
         return self._model._get_logits_processor(
-            config, length, ids, None, generation.LogitsProcessorList(), device=self._model.device
+            config, length, ids, None, generation.LogitsProcessorList(), device=self._device
         )
 
     def _matcher(self) -> Any:

@@ -17,8 +17,7 @@ import torch
 from batchnlp.backends.base import Aborted, OnBatch
 from batchnlp.backends.decoding import Chooser
 from batchnlp.backends.generation import Job, Row
-from batchnlp.backends.packed_attention import Span
-from batchnlp.backends.slots import SlotModel
+from batchnlp.backends.packed_attention import PackedModel, Span
 from batchnlp.backends.torch_model import give_up, is_out_of_memory, judge
 from batchnlp.errors import BackendError
 from batchnlp.types import Completions, Feed, Pieces
@@ -31,7 +30,7 @@ class InFlight:
     """The rows in flight of one model; `begin` is the token its decoder starts with, `budget` the positions that there
     is memory for."""
 
-    def __init__(self, slots: SlotModel, chooser: Chooser, begin: int, budget: int, tokens_per_batch: int) -> None:
+    def __init__(self, slots: PackedModel, chooser: Chooser, begin: int, budget: int, tokens_per_batch: int) -> None:
         self._slots, self._chooser = slots, chooser
         self._begin = begin if slots.seq2seq else None
         self._budget, self._tokens_per_batch = budget, tokens_per_batch

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,45 @@ class Span:
     stop: int
     past: int = 0  # positions that are in the slot already
     source: tuple[int, int] = (0, 0)  # its part of the packed encoder states
+
+
+class PackedModel(Protocol):
+    """A generative model that computes packed tokens, as `in_flight` drives it; a row is known by its slot.
+
+    `slots.SlotModel` is one on torch, `paged.PagedModel` one on OpenVINO.
+    """
+
+    model: Any  # of transformers
+    seq2seq: bool
+    device: torch.device
+    dtype: torch.dtype
+
+    def plain(self) -> AbstractContextManager[Any]:
+        """The model as transformers would run it."""
+
+    def clear(self) -> None:
+        """Forget all rows and give their memory back."""
+
+    def reserve(self, slots: int, length: int, source_length: int = 0) -> None:
+        """Room for so many rows and positions; what is in these slots stays, what is in later ones need not."""
+
+    def encode(self, ids: Tensor, spans: list[Span]) -> Tensor:
+        """[1, T, hidden] of the sources [T]; encoder-decoder models only."""
+
+    def prefill(self, ids: Tensor, spans: list[Span], states: Tensor | None = None) -> Tensor:
+        """[rows, vocabulary] logits after each row's prompt; `ids` [T] are the packed prompts."""
+
+    def decode(self, ids: Tensor, positions: Tensor, longest: int, sources: Tensor | None = None) -> Tensor:
+        """[B, vocabulary] logits of the next token; `ids` [B] the newest tokens, `positions` [B] theirs."""
+
+    def move(self, source: int, target: int, length: int, source_length: int = 0) -> None:
+        """The row in slot `source` goes on in `target`."""
+
+    def keep_prefix(self, slot: int, length: int) -> None:
+        """Remember the first positions of a slot as the prefix of prompts to come."""
+
+    def put_prefix(self, slots: list[int]) -> None:
+        """Write the prefix into these slots."""
 
 
 @dataclass(slots=True)

@@ -31,12 +31,13 @@ class TorchGenerator(TorchBackend):
     """One model on one device."""
 
     def __init__(
-        self, model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None
-    ) -> None:
+        self, model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None, *,
+        dtype: str | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(resolved, threads)
         self.decoding = decoding or Decoding()
         self._positions = model.max_length
-        self._model = load_model(model, getattr(torch, resolved.dtype), kind).to(self.device)
+        self._model = load_model(model, getattr(torch, dtype or resolved.dtype), kind).to(self.device)
         self._chooser = Chooser(self._model, self.decoding, model.path)
         starts = "decoder_start_token_id", "bos_token_id"
         self._begin = _first(self._chooser.config, *starts) or _first(self._model.config, *starts)

@@ -271,5 +271,17 @@ def load(out: str, kind: str, settings: tuple[str, ...], as_json: bool) -> None:
     load_output(out, kind, settings, as_json)
 
 
+@main.command()
+@click.argument("spec")
+@set_option
+@click.option("--any-dtype", is_flag=True, help="Try float32 and bfloat16 where the job leaves the dtype open.")
+@json_option
+def bench(spec: str, settings: tuple[str, ...], any_dtype: bool, as_json: bool) -> None:
+    """Find the fastest settings for the job in SPEC on a sample, and tell how near the limit it runs with them."""
+    from batchnlp.cli.bench import show_bench
+
+    show_bench(spec, settings, any_dtype, as_json)
+
+
 if __name__ == "__main__":
     main()

@@ -4,6 +4,7 @@
     OUT/_batchnlp/<fingerprint>/plan.json           created once: the shards, and what every `auto` became
                                /staging/<shard>.<attempt>/   what workers write, swept when it does not count
                                /commits/<shard>.json         created exclusively: this makes an attempt count
+                               /segments/<first>.jsonl       whole ranges of commits, compacted when a run is resumed
                                /dead/, /order/               dead letters, row order of partitioned parts
                                /manifest.json                the sums, all files with size and checksum
     OUT/part-<shard>-<fp8>.parquet                  published: links to the committed files
@@ -17,14 +18,15 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple
 from typing import Any
 
 import pyarrow as pa
 
+from batchnlp.data import manifests
+from batchnlp.data.commits import Commits, Segments, Tally
 from batchnlp.data.parts import part_from_json, staging_folder
 from batchnlp.data.store import CONTROL, LocalStore, sha256_file, to_json
 from batchnlp.errors import CorruptError, OutputError
@@ -33,6 +35,7 @@ from batchnlp.types import InputFile, Part, PartFile, Plan, Resolved, Segment, S
 FORMAT = 1
 CURRENT = f"{CONTROL}/current.json"
 SUCCESS = "_SUCCESS"
+FOLDERS = ("commits", "segments", "staging")  # of shards that are done or under way
 
 
 class Ledger:
@@ -41,6 +44,7 @@ class Ledger:
     def __init__(self, store: LocalStore, fingerprint: str) -> None:
         self.store, self.fingerprint = store, fingerprint
         self.control = f"_batchnlp/{fingerprint}"
+        self._segments = Segments(store, self.control)
 
     @property
     def run(self) -> str:
@@ -83,12 +87,16 @@ class Ledger:
 
     # --- commits
 
-    def commits(self) -> dict[int, Part]:
-        """Every committed part, by shard."""
-        return {shard: self.committed(shard) for shard in self.committed_shards()}
+    def commits(self) -> Commits:
+        """Every committed part, by shard; read when it is asked for."""
+        return Commits(self.committed, [*self._segments.shards(), *self._loose()])
 
     def committed_shards(self) -> list[int]:
         """The shards that are committed."""
+        return list(self.commits())
+
+    def _loose(self) -> list[int]:
+        """The shards whose commit is a file of its own."""
         names = (name.removesuffix(".json") for name in self.store.names(f"{self.control}/commits"))
         return [int(name) for name in names if name.isdecimal()]
 
@@ -99,12 +107,23 @@ class Ledger:
             raise CorruptError(f"{self.store.path(self._commit_name(shard))} is gone", "run the job again")
         return part
 
+    def _compacted(self, shard: int) -> Part | None:
+        """The part in a segment."""
+        data = self._segments.find(shard)
+        if data is None:
+            return None
+        path = self._segments.path(shard)
+        with _damaged(path, "remove it and run the job again; its shards are computed anew"):
+            return part_from_json(json.loads(data))
+
     def find(self, shard: int) -> Part | None:
         """The part that counts for a shard, or None when it is not committed."""
+        if (part := self._compacted(shard)) is not None:
+            return part
         name, hint = self._commit_name(shard), "remove it and run the job again; the shard is computed anew"
         tree = _read_tree(self.store, name, hint)
         if tree is None:
-            return None
+            return self._compacted(shard)  # which may have happened just now
         with _damaged(self.store.path(name), hint):
             return part_from_json(tree)
 
@@ -132,7 +151,13 @@ class Ledger:
             path = self.store.path(f"{folder}/{file.name}")
             if not os.path.isfile(path) or os.path.getsize(path) != file.size:
                 raise CorruptError(f"{path} is not there as written", "do all replicas see the same output directory?")
-        return self.store.create(self._commit_name(part.shard), to_json({**asdict(part), "invocation": invocation}))
+        name = self._commit_name(part.shard)
+        if not self.store.create(name, to_json({**asdict(part), "invocation": invocation})):
+            return False
+        if self._compacted(part.shard) is None:
+            return True
+        self.store.remove(name)  # the name was free because another driver has compacted the first commit
+        return False
 
     def publish(self, part: Part) -> None:
         """Link the committed files to where readers look. Idempotent."""
@@ -159,22 +184,29 @@ class Ledger:
 
     def redo_hint(self, shard: int) -> str:
         """How a user has a committed shard computed again."""
+        if self._segments.find(shard) is not None:
+            what = f"its {self._segments.size:,} shards are computed anew"
+            return f"remove {self._segments.path(shard)} and run the job again; {what}"
         return f"remove {self.store.path(self._commit_name(shard))} and run the job again; the shard is computed anew"
 
-    def recover(self, shards: Iterable[Shard], invocation: str) -> dict[int, Part]:
-        """After a crash: publish all commits again, adopt finished attempts that have none, sweep the rest."""
-        by_index = {shard.index: shard for shard in shards}
+    def recover(self, shards: Iterable[Shard], invocation: str, total: Tally | None = None) -> Commits:
+        """After a crash: publish all commits again, adopt finished attempts that have none, sweep the rest; what is done
+        is added to `total`."""
+        by_index, total = {shard.index: shard for shard in shards}, total or Tally()
+        self._segments.compact(self._loose(), self._commit_name)
         done = self.commits()
         for part in done.values():
             if part.shard not in by_index or part.rows != by_index[part.shard].rows:
                 hint = f"remove {self.store.path(self.control)} and run the job again"
                 raise CorruptError(f"the commit of shard {part.shard} belongs to another plan", hint)
             self.publish(part)
+            total.add(part)
         for name in self.store.names(f"{self.control}/staging"):
             found = self._finished(name)
             if found is not None and found.shard in by_index and found.shard not in done:
                 first = self.commit(found, by_index[found.shard], invocation)
-                done[found.shard] = found if first else self.committed(found.shard)
+                total.add(found if first else self.committed(found.shard))
+                done.add(found.shard)
             else:
                 self.store.remove(f"{self.control}/staging/{name}")
         return done
@@ -197,17 +229,18 @@ class Ledger:
 
     # --- the end
 
-    def finish(self, parts: dict[int, Part], about: dict[str, Any], *, success: bool) -> None:
-        """Write the manifest. It can be written again; `_SUCCESS` follows in `settle`."""
-        for part in parts.values():
-            self.publish(part)
-        total = sums(parts.values())
-        ordered = [parts[i] for i in sorted(parts)]
-        files = [{**asdict(f), "shard": part.shard} for part in ordered for f in part.files]
-        tree = {"run": self.run, "fingerprint": self.fingerprint, **about, **total, "success": success, "files": files}
-        if not success and self.fingerprint in live(self.store):
-            self.store.remove(SUCCESS)  # before the manifest says otherwise
-        self.store.replace(f"{self.control}/manifest.json", to_json(tree))
+    def finish(self, parts: Mapping[int, Part], about: dict[str, Any], *, success: bool) -> None:
+        """Write the manifest, in the order of the shards. It can be written again; `_SUCCESS` follows in `settle`."""
+        total = Tally()
+        with manifests.Writer(self.store, f"{self.control}/manifest.json") as manifest:
+            for part in parts.values():
+                self.publish(part)
+                total.add(part)
+                manifest.add({**asdict(file), "shard": part.shard} for file in part.files)
+            if not success and self.fingerprint in live(self.store):
+                self.store.remove(SUCCESS)  # before the manifest says otherwise
+            sums_ = total.sums()
+            manifest.close({"run": self.run, "fingerprint": self.fingerprint, **about, **sums_, "success": success})
         self.store.remove(f"{self.control}/staging")
         self.store.remove(f"{self.control}/spool")
 
@@ -219,40 +252,35 @@ class Ledger:
 
     def manifest(self, name: str = "") -> dict[str, Any] | None:
         """manifest.json (or an older one of that name), or None while the run is not complete."""
-        name, hint = name or f"{self.control}/manifest.json", "run the job again; it is written anew"
-        tree = _read_tree(self.store, name, hint)
-        if tree is None:
-            return None
-        with _damaged(self.store.path(name), hint):
-            sums_ = {key: int(tree[key]) for key in ("rows", "ok", "dead")}
-            return {**tree, **sums_, "success": bool(tree["success"]), "files": [dict(f) for f in tree["files"]]}
+        name = name or f"{self.control}/manifest.json"
+        with _damaged(self.store.path(name), "run the job again; it is written anew"):
+            return manifests.read(self.store, name)
+
+    def outcome(self) -> dict[str, Any] | None:
+        """The manifest without its list of files, which may be long."""
+        name = f"{self.control}/manifest.json"
+        with _damaged(self.store.path(name), "run the job again; it is written anew"):
+            return manifests.head(self.store, name)
 
     def succeeded(self) -> dict[str, Any] | None:
-        """The manifest of a run that is complete and within its limit; a damaged one does not say so."""
+        """The outcome of a run that is complete and within its limit; a damaged manifest does not say so."""
         with suppress(CorruptError):
-            found = self.manifest()
+            found = self.outcome()
             return found if found is not None and found["success"] else None
         return None
 
     def complete(self) -> bool:
         """Whether there is a manifest, be it damaged."""
-        return self.store.read(f"{self.control}/manifest.json") is not None
+        return os.path.exists(self.store.path(f"{self.control}/manifest.json"))
 
     def begun(self) -> bool:
         """Whether there is more than a plan: a shard, or work on one."""
-        return self.complete() or any(self.store.names(f"{self.control}/{name}") for name in ("commits", "staging"))
+        return self.complete() or any(self.store.names(f"{self.control}/{name}") for name in FOLDERS)
 
 
 def sums(parts: Iterable[Part]) -> dict[str, Any]:
     """What parts add up to."""
-    rows = list(parts)
-    codes: Counter[str] = Counter()
-    for part in rows:
-        codes.update(part.codes)
-    return {
-        "rows": sum(p.rows for p in rows), "ok": sum(p.ok for p in rows), "dead": sum(p.dead for p in rows),
-        "tokens": sum(p.tokens for p in rows), "executed": sum(p.executed for p in rows), "codes": dict(codes),
-    }  # fmt: skip
+    return Tally.of(parts).sums()
 
 
 def live(store: LocalStore) -> list[str]:
@@ -271,11 +299,11 @@ def set_live(store: LocalStore, fingerprints: list[str]) -> None:
 def settle(store: LocalStore) -> None:
     """`_SUCCESS` is there if and only if every live run is complete and within its limit."""
     names = live(store)
-    manifests = [found for name in names if (found := Ledger(store, name).succeeded())]
-    if not names or len(manifests) < len(names):
+    complete = [found for name in names if (found := Ledger(store, name).succeeded())]
+    if not names or len(complete) < len(names):
         store.remove(SUCCESS)
         return
-    tree = {"runs": [name[:8] for name in names], **{key: sum(m[key] for m in manifests) for key in ("rows", "dead")}}
+    tree = {"runs": [name[:8] for name in names], **{key: sum(m[key] for m in complete) for key in ("rows", "dead")}}
     if store.read(SUCCESS) != to_json(tree):
         store.replace(SUCCESS, to_json(tree))
 

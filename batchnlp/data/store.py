@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ class Store(Protocol):
     def create(self, name: str, data: bytes) -> bool:
         """Write a new file, whole or not at all; False when the name exists already."""
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes | Iterable[bytes]) -> None:
         """Write a file, whole or not at all, whatever was there before."""
 
     def read(self, name: str) -> bytes | None:
@@ -66,7 +66,7 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """Exclusive: temporary file, fsync, link."""
-        with self._temporary(name, data) as temporary:
+        with self._temporary(name, [data]) as temporary:
             try:
                 _link(temporary, self.path(name))
             except FileExistsError:
@@ -74,9 +74,9 @@ class LocalStore:
         fsync(os.path.dirname(self.path(name)))
         return True
 
-    def replace(self, name: str, data: bytes) -> None:
+    def replace(self, name: str, data: bytes | Iterable[bytes]) -> None:
         """Temporary file, fsync, rename."""
-        with self._temporary(name, data) as temporary:
+        with self._temporary(name, [data] if isinstance(data, bytes) else data) as temporary:
             os.replace(temporary, self.path(name))
         fsync(os.path.dirname(self.path(name)))
 
@@ -116,14 +116,14 @@ class LocalStore:
                 os.unlink(path)
 
     @contextmanager
-    def _temporary(self, name: str, data: bytes) -> Iterator[str]:
+    def _temporary(self, name: str, data: Iterable[bytes]) -> Iterator[str]:
         folder = os.path.dirname(self.path(name))
         temporary = temporary_in(folder)
         try:
             with explain_full(folder):
                 os.makedirs(folder, exist_ok=True)
                 with open(temporary, "xb") as handle:
-                    handle.write(data)
+                    handle.writelines(data)
                     handle.flush()
                     os.fsync(handle.fileno())
             yield temporary

@@ -136,6 +136,8 @@ class RayRunner:
             time.sleep(timeout)
             return []
         ready, _ = ray.wait(list(streams), num_returns=1, timeout=timeout)
+        if ready:  # and others with it: they are committed together
+            ready, _ = ray.wait(list(streams), num_returns=len(streams), timeout=0)
         return [part for stream in ready for part in self._next(streams[stream])]
 
     def progress(self) -> dict[str, float]:

@@ -1,0 +1,137 @@
+"""Generation on OpenVINO: the same answers as transformers' generate on each prompt alone, and no block of memory lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import commands
+import numpy as np
+import pytest
+import small_models as small
+from test_generator import Feed, answers
+
+from batchnlp.backends import openvino_generator
+from batchnlp.backends.device import Hardware, resolve
+from batchnlp.backends.in_flight import InFlight
+from batchnlp.backends.model_files import resolve_model
+from batchnlp.backends.openvino_generator import OpenVinoGenerator
+from batchnlp.backends.paged import PagedModel
+from batchnlp.backends.torch_generator import TorchGenerator
+from batchnlp.job.spec import EngineSpec
+from batchnlp.types import Decoding, Resolved
+
+CPU = Resolved("cpu", "float32", "openvino", 256, "")
+PAGED = ["gpt2", "llama", "qwen", "mistral", "gemma", "gpt-neox", "phi"]  # the others cap, bias or have an encoder
+
+
+def generator(model: Any, path: Path, rows: int = 6, **decoding: Any) -> TorchGenerator:
+    made = openvino_generator.make(small.save(model, path), CPU, "completions", 1, Decoding(**decoding))
+    if isinstance(made.engine, InFlight):
+        made.engine.most = made.engine._limit = rows
+    return made
+
+
+def paged(made: TorchGenerator) -> PagedModel:
+    assert isinstance(made, OpenVinoGenerator), made.note
+    assert isinstance(made.engine, InFlight)
+    found = made.engine._slots
+    assert isinstance(found, PagedModel)
+    return found
+
+
+def check_blocks(slots: PagedModel) -> None:
+    """Every block is free, or used as often as tables and the prefix name it."""
+    used = Counter(block for table in (*slots._tables, slots._prefix) for block in table)
+    assert +slots._users == used
+    assert sorted([*slots._free, *used]) == list(range(slots._blocks))
+
+
+@pytest.mark.parametrize("name", PAGED)
+def test_greedy_answers_are_those_of_generate_on_each_prompt_alone(name: str, tmp_path: Path) -> None:
+    model = small.make(name)
+    prompts = small.prompts(24, head=40)  # longer than a block, so that one is shared and one is copied
+    most = np.random.RandomState(1).randint(1, 30, 24).astype(np.int32)
+    made = generator(model, tmp_path)
+    slots = paged(made)
+    assert made.note == ""
+    raw = made.forward(small.pieces(prompts, max_new=most))
+    assert answers(raw) == [small.alone(model, prompt, int(n)) for prompt, n in zip(prompts, most, strict=True)]
+    check_blocks(slots)
+
+
+def test_rows_roll_on_over_shards_with_other_beginnings(tmp_path: Path) -> None:
+    model = small.make("llama")
+    made = generator(model, tmp_path, max_new_tokens=12)
+    shards = [small.prompts(8, longest=40, head=head, seed=seed) for seed, head in enumerate((64, 0, 33, 50))]
+    got = dict(made.run(Feed(*(small.pieces(shard) for shard in shards))))
+    for i, shard in enumerate(shards):
+        assert answers(got[i]) == [small.alone(model, prompt, 12) for prompt in shard]
+    check_blocks(paged(made))
+
+
+def test_without_a_free_block_fewer_rows_are_in_flight(tmp_path: Path) -> None:
+    model = small.make("llama")
+    prompts = small.prompts(20)
+    made = generator(model, tmp_path, rows=12, max_new_tokens=40)
+    slots = paged(made)
+    slots._free = slots._free[:8]
+    assert answers(made.forward(small.pieces(prompts))) == [small.alone(model, prompt, 40) for prompt in prompts]
+    assert isinstance(made.engine, InFlight)
+    assert made.engine.most < 12, "it is remembered"
+
+
+def test_a_sampled_answer_is_that_of_torch(tmp_path: Path) -> None:
+    model = small.make("llama")
+    files = small.save(model, tmp_path)
+    wish = Decoding(max_new_tokens=12, sample=True, temperature=0.8, top_k=20, logprobs=True)
+    pieces = small.pieces(small.prompts(10), seed=np.arange(10, dtype=np.int64))
+    ours = openvino_generator.make(files, CPU, "completions", 1, wish).forward(pieces)
+    theirs = TorchGenerator(files, CPU, "completions", 1, wish).forward(pieces)
+    assert answers(ours) == answers(theirs)
+    np.testing.assert_allclose(ours.values, theirs.values, atol=1e-4)
+
+
+def test_the_models_generation_config_is_obeyed(tmp_path: Path) -> None:
+    model = small.make("llama", repetition_penalty=1.3, no_repeat_ngram_size=3, min_length=5)
+    prompts = small.prompts(10)
+    made = generator(model, tmp_path, max_new_tokens=20)
+    paged(made)
+    assert answers(made.forward(small.pieces(prompts))) == [small.alone(model, prompt, 20) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("gemma2", "caps"), ("bloom", "cannot be replaced"), ("bart", "has an encoder")]
+)
+def test_what_it_does_not_run_is_run_on_torch(name: str, why: str, tmp_path: Path) -> None:
+    model = small.make(name)
+    prompts = small.prompts(6)
+    made = generator(model, tmp_path, max_new_tokens=8)
+    assert type(made) is TorchGenerator
+    assert made.note.startswith("on torch, because OpenVINO does not run this model")
+    assert why in made.note
+    assert answers(made.forward(small.pieces(prompts))) == [small.alone(model, prompt, 8) for prompt in prompts]
+
+
+def test_beams_are_searched_on_torch(tmp_path: Path) -> None:
+    made = generator(small.make("llama"), tmp_path, num_beams=2)
+    assert type(made) is TorchGenerator
+    assert "beams" in made.note
+
+
+def test_auto_takes_it_for_language_models_on_a_cpu(gpt2: str, bart: str) -> None:
+    hardware = Hardware(2, 0, "", 0, False)
+    for path, backend in ((gpt2, "openvino"), (bart, "torch")):
+        assert resolve(EngineSpec(), resolve_model(path, None), hardware, "completions").backend == backend
+
+
+def test_a_job_that_says_nothing_runs_on_it(corpus: commands.Corpus, tmp_path: Path, gpt2: str) -> None:
+    source, rows = corpus(["A story about a cat", "The game", "The game", "kernel"]), {}
+    for backend in ("auto", "torch"):
+        flags = ["--id-column", "doc_id", "--max-new-tokens", 6, *commands.QUICK, "--set", f"engine.backend={backend}"]
+        result = commands.invoke("generate", source, "-o", tmp_path / backend, "--model", gpt2, *flags, "--json")
+        assert result.exit_code == 0, result.output
+        assert commands.last_json(result)["resolved"]["backend"] == {"auto": "openvino"}.get(backend, backend)
+        rows[backend] = commands.rows_of(tmp_path / backend)
+    assert rows["auto"] == rows["torch"]
