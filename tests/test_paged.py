@@ -43,9 +43,9 @@ def paged(made: TorchGenerator) -> PagedModel:
 
 def check_blocks(slots: PagedModel) -> None:
     """Every block is free, or used as often as tables and the prefix name it."""
-    used = Counter(block for table in (*slots._tables, slots._prefix) for block in table)
-    assert +slots._users == used
-    assert sorted([*slots._free, *used]) == list(range(slots._blocks))
+    used = Counter(block for table in (*slots.blocks.tables, slots._prefix) for block in table)
+    assert +slots.blocks.users == used
+    assert sorted([*slots.blocks.free, *used]) == list(range(slots.blocks.count))
 
 
 @pytest.mark.parametrize("name", PAGED)
@@ -76,7 +76,7 @@ def test_without_a_free_block_fewer_rows_are_in_flight(tmp_path: Path) -> None:
     prompts = small.prompts(20)
     made = generator(model, tmp_path, rows=12, max_new_tokens=40)
     slots = paged(made)
-    slots._free = slots._free[:8]
+    slots.blocks.free = slots.blocks.free[:8]
     assert answers(made.forward(small.pieces(prompts))) == [small.alone(model, prompt, 40) for prompt in prompts]
     assert isinstance(made.engine, InFlight)
     assert made.engine.most < 12, "it is remembered"
