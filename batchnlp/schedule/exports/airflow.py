@@ -1,0 +1,49 @@
+"""An Airflow DAG with one task, which calls the command line."""
+
+from __future__ import annotations
+
+import pprint
+
+from batchnlp.schedule.exports.base import Place, command, head, secrets, shell, slug
+from batchnlp.schedule.jobs import Entry
+
+DAG = '''\
+import pendulum
+from airflow.providers.standard.operators.bash import BashOperator
+from airflow.sdk import DAG, CronTriggerTimetable
+
+with DAG(
+    dag_id={dag},
+    schedule=CronTriggerTimetable({cron}, timezone={zone}),
+    start_date=pendulum.datetime({start}, tz={zone}),
+    catchup=False,  # airflow backfill create runs earlier dates
+    max_active_runs=1,
+    tags=["batchnlp"],
+) as dag:
+    BashOperator(
+        task_id="run",
+        # The date of the run in the job's own zone. Exit code 1 is a run with too many dead letters: a failure.
+        bash_command={command},
+        cwd={folder},
+        append_env=True,
+    )
+'''
+DATE = "{{{{ (dag_run.logical_date or dag_run.run_after).in_timezone({zone!r}).to_date_string() }}}}"
+
+
+def export(entry: Entry, place: Place) -> dict[str, str]:
+    """The file for the folder of DAGs."""
+    zone, dag = entry.schedule.timezone, slug(entry.name, "_")
+    words = raw(shell(command(entry))) + " --date " + DATE.format(zone=zone)
+    day = pprint.pformat
+    text = DAG.format(
+        dag=day(dag), cron=day(str(entry.schedule.times)), zone=day(zone), start="2026, 1, 1", command=repr(words),
+        folder=repr(place.folder),
+    )  # fmt: skip
+    notes = [f"It needs {name} in the worker's environment." for name in secrets(entry.spec)]
+    return {f"{dag}.py": head(entry, *notes) + text}
+
+
+def raw(words: str) -> str:
+    """A command as a template that has nothing to fill in."""
+    return words if not {"{{", "{%", "{#"} & {words[i : i + 2] for i in range(len(words))} else f"{{% raw %}}{words}{{% endraw %}}"
