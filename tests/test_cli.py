@@ -39,6 +39,7 @@ FLAGS = {
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
+    "load": ["--help", "--json", "--set", "--to"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
         "seconds"}  # fmt: skip

@@ -262,5 +262,26 @@ def bench(spec: str, settings: tuple[str, ...], any_dtype: bool, as_json: bool) 
     show_bench(spec, settings, any_dtype, as_json)
 
 
+WAREHOUSES = ["duckdb", "delta", "iceberg", "postgres", "parquet", "bigquery", "snowflake", "clickhouse"]
+
+
+@main.command()
+@click.argument("out")
+@click.option("--to", "kind", required=True, type=click.Choice(WAREHOUSES), help="The warehouse.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set a key of the sink: database, table, write, key, ...",
+)
+@json_option
+def load(out: str, kind: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Load the results in OUT into a warehouse, or print the statements that do it."""
+    from batchnlp.cli.load import load_output
+
+    load_output(out, kind, settings, as_json)
+
+
 if __name__ == "__main__":
     main()
