@@ -1,5 +1,6 @@
 """How a corpus is cut: near-equal shards, tiny files joined, row groups respected, filters counted exactly."""
 
+import datetime
 import gzip
 import json
 from pathlib import Path

@@ -131,6 +131,7 @@ class Worker:
         self._schema = setup.plan.schema
         self._files = setup.plan.files
         spec = setup.spec
+        self._date = spec.date if spec.writes_date else None  # a column of the results
         self._task = task = registry.task(setup.model, spec.task)
         self._source = Source(
             spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
@@ -215,7 +216,8 @@ class Worker:
         found, failures = answers(self._task, item.encoded, item.raw, item.docs.failures)
         alive = np.ones(len(item.docs), bool)
         alive[[failure.doc for failure in failures]] = False
-        table = pa.table([item.docs.ids, *item.docs.keep.columns, *found.columns], names=self._schema.names)
+        date = [pa.repeat(pa.scalar(self._date, pa.date32()), len(item.docs))] if self._date else []
+        table = pa.table([item.docs.ids, *item.docs.keep.columns, *date, *found.columns], names=self._schema.names)
         table = (table if alive.all() else table.filter(pa.array(alive))).cast(self._schema.remove_metadata())
         return table.replace_schema_metadata(self._schema.metadata), dead_table(item.docs, failures, self._files)
 

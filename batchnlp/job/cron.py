@@ -79,7 +79,10 @@ class Cron:
     def __str__(self) -> str:
         """In numbers, as any scheduler reads it."""
         fields = (self.minutes, self.hours, self.days, self.months, self.weekdays)
-        texts = ["*" if len(v) == SIZES[i] and not (self.either and i in (2, 4)) else _ranges(v) for i, v in enumerate(fields)]
+        texts = [
+            "*" if len(v) == SIZES[i] and not (self.either and i in (2, 4)) else _ranges(v)
+            for i, v in enumerate(fields)
+        ]
         return " ".join(texts)
 
 

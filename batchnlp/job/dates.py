@@ -22,6 +22,7 @@ from batchnlp.types import nearest
 
 NAMES = ("ds", "run_date", "days")
 OTHERS = ("task.prompt", "task.system")  # templates, but of documents
+ALWAYS = ("job", "date", "schedule.cron", "schedule.timezone")  # what a job is known by, whatever the date
 HINT = "the names are {{ ds }}, {{ run_date }} and days(1)"
 
 
@@ -60,6 +61,8 @@ def with_dates(tree: Mapping[str, Any], day: date, origin: Callable[[str], str])
             return [walk(inner, key) for inner in value]
         if not isinstance(value, str) or "{{" not in value or key in OTHERS:
             return value
+        if key in ALWAYS:
+            raise SpecError(f"{origin(key)}: {key} is the same on all dates", f"write it without {{{{ }}}}: {value}")
         dated = True
         return _rendered(value, values, f"{origin(key)}: {key}")
 

@@ -6,6 +6,7 @@ the program can know by itself is `auto`; what it made of that is written into t
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -16,11 +17,13 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from batchnlp.job.nightly import HookSpec, ScheduleSpec
 from batchnlp.job.section import Names, Section, as_list
 from batchnlp.job.sinks import SinkSpec
 from batchnlp.types import OnLong, SourceConfig
 
 Format = Literal["parquet", "jsonl", "csv", "arrow", "text"]
+RUN_DATE = "run_date"  # in output.partition_by: the run's date, a column of the results then
 FilterTerm = tuple[str, Literal["=", "==", "!=", "<", ">", "<=", ">=", "in", "not in"], Any]
 
 
@@ -271,7 +274,9 @@ class OutputSpec(Section):
     """Where the results go."""
 
     path: str = Field(description="A directory of this job's own.")
-    partition_by: Names = Field(default_factory=list, description="Kept columns that become key=value directories.")
+    partition_by: Names = Field(
+        default_factory=list, description="Kept columns, and run_date, that become key=value directories."
+    )
     mode: Literal["new", "append", "overwrite"] = Field(
         "new", description="Another job's results in the same place: refuse, add to them, or replace them when done."
     )
@@ -318,10 +323,24 @@ class JobSpec(Section):
         default_factory=list, description="Warehouses that get the results after the run."
     )
     limits: LimitsSpec = Field(default_factory=LimitsSpec)
+    date: datetime.date | None = Field(
+        None, description="The run's date, where the job names it as {{ ds }} or run_date; today in schedule.timezone without it."
+    )
+    schedule: ScheduleSpec | None = Field(None, description="When batchnlp schedule runs it; not part of what it is.")
+    hooks: Annotated[list[HookSpec], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)] = Field(
+        default_factory=list, description="Who is told how a run ended."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> JobSpec:
-        missing = [name for name in self.output.partition_by if name not in self.source.keep]
+        missing = [name for name in self.output.partition_by if name not in (*self.source.keep, RUN_DATE)]
         if missing:
             raise ValueError(f"output.partition_by names {missing[0]!r}, which source.keep does not; add it there")
+        if self.writes_date and self.date is None:
+            raise ValueError("date is needed for output.partition_by run_date")
         return self
+
+    @property
+    def writes_date(self) -> bool:
+        """Whether the results have the run's date as a column."""
+        return RUN_DATE in self.output.partition_by and RUN_DATE not in self.source.keep

@@ -112,15 +112,15 @@ class Scheduler:
             self._fire(entry, found)
         following = next(due(cron, zone, max(now, seen.last)))
         if news:
-            self._tell(f"{entry.name}: {news}; next {_clock(following)}")
+            self._tell(f"{entry.name}: {news}; next {clock(following)}")
         return following
 
     def _fire(self, entry: Entry, found: Missed) -> None:
         if entry.name in self._running:
-            at = _clock(self._running[entry.name].at)
-            self._once(f"{entry.name}: the run of {at} is not done; that of {_clock(found.last)} begins after it")
+            at = clock(self._running[entry.name].at)
+            self._once(f"{entry.name}: the run of {at} is not done; that of {clock(found.last)} begins after it")
             return
-        self._tell(f"{entry.name}: the run of {_clock(found.last)} begins")
+        self._tell(f"{entry.name}: the run of {clock(found.last)} begins")
         if found.count > 1:
             self._tell(f"{entry.name}: {_left_out(entry, found)}")
         self._running[entry.name] = _Running(entry, found.last, self._start(entry, found.last))
@@ -138,7 +138,7 @@ class Scheduler:
             seen = self._state.seen(name)
             if seen is not None and seen.of(running.entry):
                 self._state.put(name, replace(seen, last=running.at, exit_code=code, ended=self._now()))
-            self._tell(f"{name}: the run of {_clock(running.at)} ended with exit code {code}")
+            self._tell(f"{name}: the run of {clock(running.at)} ended with exit code {code}")
 
 
 def serve(scheduler: Scheduler, interrupt: Interrupt) -> None:
@@ -153,7 +153,8 @@ def serve(scheduler: Scheduler, interrupt: Interrupt) -> None:
         time.sleep(SLICE)
 
 
-def _clock(moment: datetime) -> str:
+def clock(moment: datetime) -> str:
+    """A moment as people read it."""
     return moment.strftime("%Y-%m-%d %H:%M %Z")
 
 
@@ -161,7 +162,7 @@ def _left_out(entry: Entry, found: Missed) -> str:
     """Which of several missed runs are not made up for."""
     others = found.count - 1
     first, last = found.first.date(), found.last.date() - timedelta(days=1)
-    text = f"missed before it, and not made up for: {many(others, 'run')} since {_clock(found.first)}"
+    text = f"missed before it, and not made up for: {many(others, 'run')} since {clock(found.first)}"
     if entry.spec.date is None or first > last:
         return text
     return f"{text}; batchnlp run {entry.file} --backfill {first} {last} does"

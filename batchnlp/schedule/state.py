@@ -71,7 +71,9 @@ class State:
             return {}
         try:
             jobs = json.loads(data)["jobs"].items()
-            return {name: Seen(**{**of, "last": _moment(of["last"]), "ended": _moment(of["ended"])}) for name, of in jobs}
+            return {
+                name: Seen(**{**of, "last": _moment(of["last"]), "ended": _moment(of["ended"])}) for name, of in jobs
+            }
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             hint = "remove it; then nothing counts as missed"
             raise CorruptError(f"{self.path} is damaged: {type(error).__name__}: {error}", hint) from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import pprint
+import json
 
+from batchnlp.job.dates import today
 from batchnlp.schedule.exports.base import Place, command, head, secrets, shell, slug
 from batchnlp.schedule.jobs import Entry
 
-DAG = '''\
+DAG = """\
 import pendulum
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.sdk import DAG, CronTriggerTimetable
@@ -27,7 +28,7 @@ with DAG(
         cwd={folder},
         append_env=True,
     )
-'''
+"""
 DATE = "{{{{ (dag_run.logical_date or dag_run.run_after).in_timezone({zone!r}).to_date_string() }}}}"
 
 
@@ -35,10 +36,10 @@ def export(entry: Entry, place: Place) -> dict[str, str]:
     """The file for the folder of DAGs."""
     zone, dag = entry.schedule.timezone, slug(entry.name, "_")
     words = raw(shell(command(entry))) + " --date " + DATE.format(zone=zone)
-    day = pprint.pformat
+    start = today(zone)  # of the export: Airflow counts from a fixed date on
     text = DAG.format(
-        dag=day(dag), cron=day(str(entry.schedule.times)), zone=day(zone), start="2026, 1, 1", command=repr(words),
-        folder=repr(place.folder),
+        dag=json.dumps(dag), cron=json.dumps(str(entry.schedule.times)), zone=json.dumps(zone), command=json.dumps(words),
+        start=f"{start.year}, {start.month}, {start.day}", folder=json.dumps(place.folder),
     )  # fmt: skip
     notes = [f"It needs {name} in the worker's environment." for name in secrets(entry.spec)]
     return {f"{dag}.py": head(entry, *notes) + text}
@@ -46,4 +47,8 @@ def export(entry: Entry, place: Place) -> dict[str, str]:
 
 def raw(words: str) -> str:
     """A command as a template that has nothing to fill in."""
-    return words if not {"{{", "{%", "{#"} & {words[i : i + 2] for i in range(len(words))} else f"{{% raw %}}{words}{{% endraw %}}"
+    return (
+        words
+        if not {"{{", "{%", "{#"} & {words[i : i + 2] for i in range(len(words))}
+        else f"{{% raw %}}{words}{{% endraw %}}"
+    )

@@ -23,6 +23,7 @@ def export(entry: Entry, place: Place) -> dict[str, str]:
     container = {"args": ["run", JOB], "command": ["batchnlp"], **worker(entry, place), "name": "batchnlp"}
     pod = {
         "restartPolicy": "Never", "terminationGracePeriodSeconds": round(entry.spec.limits.grace_seconds) + SPARE,
+        "enableServiceLinks": False,  # a Service called batchnlp would set BATCHNLP_..., which are keys of the job
         "containers": [container], "volumes": volumes(entry, place),
     }  # fmt: skip
     spec = {
@@ -39,7 +40,8 @@ def worker(entry: Entry, place: Place) -> dict[str, Any]:
     limits = {"resources": {"limits": {"nvidia.com/gpu": 1 if gpus == "auto" else gpus}}} if gpus else {}
     plain = [{"name": "BATCHNLP_LOG", "value": "json"}, {"name": "HF_HOME", "value": f"{DATA}/.cache/huggingface"}]
     kept = [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": slug(entry.name), "key": name}}} for name in secrets(entry.spec)
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": slug(entry.name), "key": name}}}
+        for name in secrets(entry.spec)
     ]
     mounts = [{"name": "data", "mountPath": DATA}, {"name": "job", "mountPath": JOB, "subPath": "job.yaml"}]
     return {"image": place.image, "workingDir": DATA, "env": plain + kept, "volumeMounts": mounts, **limits}
@@ -55,7 +57,12 @@ def volumes(entry: Entry, place: Place) -> list[dict[str, Any]]:
 
 def config_map(entry: Entry) -> dict[str, Any]:
     """The job's file, so that the export is all that the cluster needs."""
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": slug(entry.name)}, "data": {"job.yaml": text_of(entry)}}
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": slug(entry.name)},
+        "data": {"job.yaml": text_of(entry)},
+    }
 
 
 def secret_note(entry: Entry) -> list[str]:

@@ -48,4 +48,6 @@ def pod(entry: Entry, place: Place, name: str, *, gpu: bool) -> dict[str, Any]:
         container["resources"] = {"limits": {"nvidia.com/gpu": 1}}
     if not gpu:
         container.pop("resources", None)
-    return {"spec": {"containers": [container], "volumes": kubernetes.volumes(entry, place)}}
+    return {
+        "spec": {"enableServiceLinks": False, "containers": [container], "volumes": kubernetes.volumes(entry, place)}
+    }
