@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from batchnlp.cli.backfill import backfill, dates_between
 from batchnlp.cli.look import show_plan
-from batchnlp.cli.show import LiveLine, print_json, print_summary
-from batchnlp.engine.driver import run_job
+from batchnlp.cli.show import print_json, run_shown
+from batchnlp.errors import SpecError
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
 
@@ -32,16 +33,20 @@ def one_off(kind: str, inputs: Sequence[str], flags: Mapping[str, Any], as_json:
     return execute(spec, as_json)
 
 
-def run_file(path: str, mode: str | None, settings: Sequence[str], as_json: bool) -> int:
-    """A job from a file; the exit code."""
-    return execute(load_spec(path, settings, {"output.mode": mode} if mode else None), as_json)
+def run_file(path: str, flags: Mapping[str, Any], as_json: bool) -> int:
+    """A job from a file, on one date or on each of several; the exit code."""
+    given = {key: flags[flag] for flag, key in (("mode", "output.mode"), ("date", "date")) if flags[flag]}
+    if not flags["backfill"]:
+        return execute(load_spec(path, flags["settings"], given), as_json)
+    if "date" in given:
+        raise SpecError("--date and --backfill are both given", "leave one out")
+    days = dates_between(*flags["backfill"])
+    return backfill([load_spec(path, flags["settings"], {**given, "date": day}) for day in days], as_json)
 
 
 def execute(spec: JobSpec, as_json: bool) -> int:
     """Run, with a live line and a summary on stderr."""
-    with LiveLine() as line:
-        result = run_job(spec, line.update)
-    print_summary(result)
+    result = run_shown(spec)
     if as_json:
         print_json(asdict(result))
     return result.exit_code

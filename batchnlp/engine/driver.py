@@ -22,7 +22,9 @@ from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, 
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unnamed
+from batchnlp.engine.hooks import observed
 from batchnlp.engine.planner import Prepared, make_plan, prepare
+from batchnlp.engine.results import written
 from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.engine.worker import WorkerSetup
 from batchnlp.errors import BatchnlpError, CorruptError, Interrupted, OutputError, StoppedError
@@ -108,7 +110,11 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
     """Run a job to its end, or resume it. Raises UsageError before any result is written, LockedError, StoppedError,
     and Interrupted where a signal comes before there is a plan."""
     began = time.monotonic()
-    with watch_signals() as interrupt:
+
+    def say(text: str) -> None:
+        listen(Progress(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, message=text))
+
+    with watch_signals() as interrupt, observed(spec, say) as ending:
         prepared = prepare(spec)
         interrupt.check()
         store = LocalStore(spec.output.path)
@@ -116,7 +122,10 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
         lock = Lock(store, invocation := uuid.uuid4().hex[:12])
         try:
             lock.acquire()
-            return _Run(prepared, store, invocation, listen, began, interrupt).run()
+            run = _Run(prepared, store, invocation, listen, began, interrupt)
+            with written(ending, run.ledger, run.facts):
+                ending.result = run.run()
+            return ending.result
         finally:
             interrupt.defer()
             lock.release()
@@ -180,6 +189,10 @@ class _Run:
             code = self.interrupt.exit_code
             return self._result("stopped", plan, resolved, resumed, code, "the same command resumes it")
         return self._finish(plan, resolved, resumed)
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the run at any time."""
+        return {"invocation": self.invocation, **self.total.sums()}
 
     def _plan(self) -> tuple[Plan, Resolved, int]:
         """The fixed plan; made now if this is the first start."""
