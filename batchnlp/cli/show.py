@@ -108,7 +108,7 @@ class LiveLine:
         if self._live.is_started:
             self._live.update(Text(line_of(progress), overflow="ellipsis", no_wrap=True))
         elif progress.seconds >= self._next:
-            message(line_of(progress), **asdict(progress))
+            message(line_of(progress), progress=asdict(progress))
             self._wait = min(self._wait * 1.5, LAST_PLAIN)
             self._next = progress.seconds + self._wait
 

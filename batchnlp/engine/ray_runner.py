@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,8 @@ from ray.exceptions import (
     RayTaskError,
     TaskCancelledError,
 )
+from ray.util.metrics import Counter as RayCounter
+from ray.util.metrics import Gauge as RayGauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchnlp.backends.device import probe_hardware
@@ -39,11 +41,20 @@ from batchnlp.engine.leases import LeaseQueue
 from batchnlp.engine.signals import keep_signals
 from batchnlp.engine.worker import Worker, WorkerSetup
 from batchnlp.errors import BatchnlpError, UsageError, WorkerLostError
+from batchnlp.job.identity import job_name
 from batchnlp.types import Part, Shard
 
 LOST = (ActorDiedError, ActorUnavailableError, RayActorError, TaskCancelledError)
 OBJECT_STORE = 128 << 20  # bytes; only Parts pass through it
 KNOCK_SECONDS = 10.0  # for the first sign of life of a cluster
+METRICS = {  # by the worker's counter: what Ray calls ray_batchnlp_..._total
+    "docs": ("batchnlp_documents", "Documents through the model."),
+    "dead": ("batchnlp_dead_letters", "Documents without a result."),
+    "tokens": ("batchnlp_tokens", "Real tokens through the model."),
+    "executed": ("batchnlp_executed_tokens", "Tokens through the model, padding included."),
+    "busy": ("batchnlp_device_busy_seconds", "Seconds in which devices computed."),
+    "idle": ("batchnlp_device_idle_seconds", "Seconds in which devices waited for a shard."),
+}
 ROOM_SECONDS = 600.0  # that a cluster may take to bring a node with room for a replica; an autoscaler needs minutes
 
 
@@ -76,6 +87,25 @@ class Replica:
     def pid(self) -> int:
         """The process, for those who want to kill it."""
         return os.getpid()
+
+
+class LiveMetrics:
+    """A run under way, as metrics of Ray: it hands them to the Prometheus that watches the cluster."""
+
+    def __init__(self, job: str) -> None:
+        self._tags = {"name": job}  # `job` is Prometheus' own label
+        self._counters = {key: RayCounter(name, text, ("name",)) for key, (name, text) in METRICS.items()}
+        self._replicas = RayGauge("batchnlp_replicas", "Replicas whose model is loaded.", ("name",))
+        self._told = dict.fromkeys(METRICS, 0.0)
+
+    def tell(self, counters: Mapping[str, float], replicas: int) -> None:
+        """What has come since the last time; a lost replica may take some of its last counts with it."""
+        self._replicas.set(replicas, self._tags)
+        for key, counter in self._counters.items():
+            more = counters.get(key, 0.0) - self._told[key]
+            if more > 0:
+                counter.inc(more, self._tags)
+                self._told[key] += more
 
 
 @dataclass(slots=True)
@@ -113,6 +143,7 @@ class RayRunner:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._leases = ray.remote(LeaseQueue).options(num_cpus=0, scheduling_strategy=here).remote(list(shards))
         self._running = [self._launch() for _ in range(replicas)]
+        self._metrics = LiveMetrics(job_name(setup.spec))
 
     def ready(self, timeout: float) -> bool:
         """Whether a replica has loaded its model, or has failed and tells so in `wait`; those without room wait on.
@@ -147,6 +178,7 @@ class RayRunner:
             self._ask(replica)
             for key, value in replica.progress.items():
                 total[key] = total.get(key, 0) + value
+        self._metrics.tell(total, sum(r.loaded and r.stream is not None for r in self._running))
         return total
 
     def stop(self) -> None:

@@ -324,7 +324,8 @@ class JobSpec(Section):
     )
     limits: LimitsSpec = Field(default_factory=LimitsSpec)
     date: datetime.date | None = Field(
-        None, description="The run's date, where the job names it as {{ ds }} or run_date; today in schedule.timezone without it."
+        None,
+        description="The run's date, where the job names it as {{ ds }} or run_date; today in schedule.timezone without it.",
     )
     schedule: ScheduleSpec | None = Field(None, description="When batchnlp schedule runs it; not part of what it is.")
     hooks: Annotated[list[HookSpec], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)] = Field(
@@ -338,6 +339,8 @@ class JobSpec(Section):
             raise ValueError(f"output.partition_by names {missing[0]!r}, which source.keep does not; add it there")
         if self.writes_date and self.date is None:
             raise ValueError("date is needed for output.partition_by run_date")
+        if self.schedule is not None and self.job is None:  # made from output.path, it might be another every night
+            raise ValueError("job is needed beside schedule: the name under which its nights are remembered")
         return self
 
     @property
