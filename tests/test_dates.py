@@ -60,6 +60,7 @@ def test_everywhere_but_in_the_templates_of_documents() -> None:
         hooks=[{"command": ["tell", "{{ ds }}"]}],
     )
     assert found.source.filter == [("day", "==", "2026-11-24"), ("day", "in", ["2026-11-24", "x"])]
+    assert spec("2026-11-24", source={"path": "in", "filter": [("day", "<", "{{ ds }}")]}).source.filter[0][2] == "2026-11-24"
     assert (found.task.prompt, found.task.system) == ("{{ text }} of {{ ds }}", "{{ ds }}")
     assert (found.sinks[0].database, found.output.path) == ("2026-11-24.db", "out/2026-11-24")
     assert found.hooks[0].command == ["tell", "2026-11-24"]
@@ -178,7 +179,7 @@ def test_a_run_on_a_date(job: Path) -> None:
     assert [row["id"] for row in rows_of(Path("out/2026-11-02"))] == ["2026-11-02/0", "2026-11-02/1", "2026-11-02/2"]
     result = invoke("run", job, "--date", "yesterday", *QUICK)
     assert (result.exit_code, result.stderr) == (
-        2, "batchnlp: --date: date: yesterday is no date (write it as 2026-11-24)\n",
+        2, "batchnlp: --date: yesterday is no date (write it as 2026-11-24)\n",
     )  # fmt: skip
 
 

@@ -411,7 +411,7 @@ class BrokenRunner:
     def wait(self, timeout: float) -> list[Any]:
         raise SourceError("the real error")
 
-    def progress(self) -> dict[str, float]:
+    def progress(self, timeout: float = 0.0) -> dict[str, float]:
         raise RuntimeError("another one, of no interest")
 
     def close(self) -> None:

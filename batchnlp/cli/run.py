@@ -10,6 +10,7 @@ from batchnlp.cli.backfill import backfill, dates_between
 from batchnlp.cli.look import show_plan
 from batchnlp.cli.show import print_json, run_shown
 from batchnlp.errors import SpecError
+from batchnlp.job.dates import parse_date
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
 
@@ -35,7 +36,9 @@ def one_off(kind: str, inputs: Sequence[str], flags: Mapping[str, Any], as_json:
 
 def run_file(path: str, flags: Mapping[str, Any], as_json: bool) -> int:
     """A job from a file, on one date or on each of several; the exit code."""
-    given = {key: flags[flag] for flag, key in (("mode", "output.mode"), ("date", "date")) if flags[flag]}
+    given: dict[str, Any] = {"output.mode": flags["mode"]} if flags["mode"] else {}
+    if flags["date"]:
+        given["date"] = parse_date(flags["date"], "--date")
     if not flags["backfill"]:
         return execute(load_spec(path, flags["settings"], given), as_json)
     if "date" in given:

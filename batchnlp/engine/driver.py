@@ -34,6 +34,7 @@ from batchnlp.job.spec import JobSpec
 from batchnlp.sinks.load import load
 from batchnlp.types import Part, Plan, Resolved, many
 
+LAST_COUNTS = 1.0  # seconds that the last counters of a run are worth
 COMMITTERS = 8  # commits at a time, where several parts are there
 
 
@@ -49,8 +50,8 @@ class Runner(Protocol):
     def wait(self, timeout: float) -> list[Part]:
         """Parts that got done."""
 
-    def progress(self) -> dict[str, float]:
-        """Counters of all workers."""
+    def progress(self, timeout: float = 0.0) -> dict[str, float]:
+        """Counters of all workers; with a `timeout` those of now, if they can be had in so many seconds."""
 
     def stop(self) -> None:
         """Begin no more shards."""
@@ -220,7 +221,7 @@ class _Run:
             self.first = self.last = time.monotonic()
             if not self.interrupt.signal:
                 self._loop(runner, plan)
-                self.counters = runner.progress() or self.counters
+                self.counters = runner.progress(LAST_COUNTS) or self.counters
         finally:
             runner.close()
 

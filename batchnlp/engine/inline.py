@@ -32,7 +32,7 @@ class InlineRunner:
         part = next(self._parts, None)
         return [part] if part is not None else []
 
-    def progress(self) -> dict[str, float]:
+    def progress(self, timeout: float = 0.0) -> dict[str, float]:
         """The worker's counters."""
         return self._worker.meter.snapshot()
 

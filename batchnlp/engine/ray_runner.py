@@ -171,8 +171,10 @@ class RayRunner:
             ready, _ = ray.wait(list(streams), num_returns=len(streams), timeout=0)
         return [part for stream in ready for part in self._next(streams[stream])]
 
-    def progress(self) -> dict[str, float]:
-        """The counters of all replicas, added up; those of a busy replica may be a moment old."""
+    def progress(self, timeout: float = 0.0) -> dict[str, float]:
+        """The counters of all replicas, added up; without a `timeout` those of a busy replica may be a moment old."""
+        if timeout:
+            self._ask_anew(timeout)
         total = dict(self._lost)
         for replica in self._running:
             self._ask(replica)
@@ -261,6 +263,14 @@ class RayRunner:
         ray.kill(replica.actor)
         for dry in (r for r in self._running if r.stream is None):  # the new one may find no room
             dry.stream = self._work(dry.actor)
+
+    def _ask_anew(self, timeout: float) -> None:
+        """An answer that is under way may be old; wait for new ones, but not for replicas that load."""
+        loaded = [replica for replica in self._running if replica.loaded]
+        for replica in loaded:
+            replica.asked = replica.actor.progress.remote()
+        if loaded:
+            ray.wait([replica.asked for replica in loaded], num_returns=len(loaded), timeout=timeout)
 
     def _ask(self, replica: _Running) -> None:
         """Take the last answer if it has come, and ask anew; never wait, because a replica may be loading or dead."""

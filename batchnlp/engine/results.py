@@ -37,6 +37,7 @@ class Ending:
     spec: JobSpec
     say: Callable[[str], None]
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    ended: datetime | None = None  # when it was first told
     facts: dict[str, Any] = field(default_factory=dict)  # of a run that has begun: fingerprint, counts, ...
     result: RunResult | None = None
     error: Exception | None = None
@@ -48,10 +49,10 @@ class Ending:
 
     def tree(self) -> dict[str, Any]:
         """The object."""
-        spec = self.spec
+        spec, self.ended = self.spec, self.ended or datetime.now(UTC)
         about = {
             "format": FORMAT, "event": self.event, "job": job_name(spec), "date": spec.date, "output": spec.output.path,
-            "began": self.began.isoformat(), "ended": datetime.now(UTC).isoformat(), "versions": versions(),
+            "began": self.began.isoformat(), "ended": self.ended.isoformat(), "versions": versions(),
         }  # fmt: skip
         return {**about, **self.facts, **(asdict(self.result) if self.result is not None else _broken(self.error))}
 

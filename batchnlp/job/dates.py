@@ -57,7 +57,7 @@ def with_dates(tree: Mapping[str, Any], day: date, origin: Callable[[str], str])
         nonlocal dated
         if isinstance(value, Mapping):
             return {name: walk(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return [walk(inner, key) for inner in value]
         if not isinstance(value, str) or "{{" not in value or key in OTHERS:
             return value
