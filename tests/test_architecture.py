@@ -21,7 +21,8 @@ DOORS = {  # library → where it may be imported
     "torch": ("backends/", "learn/"),
     "rich": ("cli/", "report/"),
     "click": ("cli/",),
-    "httpx2": ("backends/openai_client.py",),
+    "httpx2": ("backends/openai_client.py", "engine/hooks.py"),
+    "openlineage": ("engine/lineage.py",),
     "vllm": ("backends/vllm_generator.py",),
     "duckdb": ("sinks/duckdb.py",),
     "deltalake": ("sinks/delta.py",),
@@ -105,7 +106,15 @@ def test_files_are_of_a_size_to_be_read(name: str) -> None:
 def test_what_the_registry_names_is_there() -> None:
     from batchnlp import registry
 
-    tables = registry.TASKS, registry.SERVED, *registry.BACKENDS.values(), registry.RUNNERS, registry.SINKS, registry.STATEMENTS
+    tables = (
+        registry.TASKS,
+        registry.SERVED,
+        *registry.BACKENDS.values(),
+        registry.RUNNERS,
+        registry.SINKS,
+        registry.STATEMENTS,
+        registry.EXPORTS,
+    )
     for table in tables:
         for target in table.values():
             module, _, attribute = target.partition(":")

@@ -116,7 +116,11 @@ def loaded_after(*args: object) -> tuple[int, set[str]]:
     return done.returncode, set(done.stderr.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["schedule", "run", "--help"], ["classify", "--help"], ["--version"]], ids="_".join)
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["run", "--help"], ["schedule", "run", "--help"], ["classify", "--help"], ["--version"]],
+    ids="_".join,
+)
 def test_help_loads_nothing_heavy(args: list[str]) -> None:
     code, modules = loaded_after(*args)
     assert code == 0

@@ -76,7 +76,7 @@ def test_crontab(job: Callable[..., Path], folder: Path) -> None:
     table = CronTab(tab=text)
     (line,) = table
     assert line.is_valid()
-    assert table.env["CRON_TZ"] == "Europe/Berlin"
+    assert line.env["CRON_TZ"] == "Europe/Berlin"
     assert text.splitlines()[-1].startswith("0 2 * * 1-5 cd ")
     command = re.sub(r"\\%", "%", line.command)  # what cron hands to the shell
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd="/", check=False)
@@ -142,7 +142,9 @@ def test_kubernetes(job: Callable[..., Path], folder: Path, monkeypatch: pytest.
 
 def test_gpus_are_asked_for_where_the_job_does(job: Callable[..., Path]) -> None:
     path = job(engine={"device": "cuda", "replicas": 4})
-    pod = objects(export("kubernetes", path)["batchnlp-nightly.yaml"])["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]
+    pod = objects(export("kubernetes", path)["batchnlp-nightly.yaml"])["CronJob"]["spec"]["jobTemplate"]["spec"][
+        "template"
+    ]
     assert pod["spec"]["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": 4}}
     cluster = objects(export("rayjob", path)["batchnlp-nightly-rayjob.yaml"])["RayJob"]["spec"]["rayClusterSpec"]
     (group,) = cluster["workerGroupSpecs"]
@@ -232,5 +234,7 @@ def test_names_are_those_that_kubernetes_allows() -> None:
     names = ["nightly", "Nightly", "nightly_", "n" * 100, "_", "a.b", "ünchen"]
     found = [slug(name) for name in names]
     assert len(set(found)) == len(names)
-    assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= LONGEST_NAME for name in found), found
+    assert all(re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= LONGEST_NAME for name in found), (
+        found
+    )
     assert slug("nightly", "_") == "batchnlp_nightly"

@@ -110,7 +110,9 @@ def test_run_results_lie_beside_the_manifest(tmp_path: Path, run_job: Callable[.
     assert invoke("verify", tmp_path / "out-False").exit_code == 0
 
 
-def test_results_of_a_run_that_broke(tmp_path: Path, run_job: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_a_run_that_broke(
+    tmp_path: Path, run_job: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from batchnlp.data import ledger
     from batchnlp.errors import StoppedError
 
@@ -122,7 +124,12 @@ def test_results_of_a_run_that_broke(tmp_path: Path, run_job: Callable[..., Resu
         result = run_job(writes(tmp_path / "told", when=["failure"]))
     assert result.exit_code == 3
     tree = results_file(tmp_path / "out-False")
-    assert (tree["event"], tree["status"], tree["exit_code"], tree["error"]) == ("failure", "stopped", 3, "StoppedError")
+    assert (tree["event"], tree["status"], tree["exit_code"], tree["error"]) == (
+        "failure",
+        "stopped",
+        3,
+        "StoppedError",
+    )
     assert tree["message"] == "no space left below out (make room)"
     (told,) = kept(tmp_path / "told")
     assert told == tree
@@ -185,7 +192,9 @@ def test_a_webhook(run_job: Callable[..., Result], tmp_path: Path, monkeypatch: 
     assert SECRET not in result.output
 
 
-def test_a_redirect_does_not_take_the_token_along(run_job: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_redirect_does_not_take_the_token_along(
+    run_job: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALERT_TOKEN", SECRET)
     with listening() as (elsewhere, got), listening(307, {"Location": elsewhere}) as (address, _):
         result = run_job({"webhook": address, "when": "success", "token_env": "ALERT_TOKEN"})
@@ -246,14 +255,20 @@ def test_results_that_cannot_be_written(run_job: Callable[..., Result], monkeypa
     ("hook", "message"),
     [
         ({}, "a hook has one of command, webhook, webhook_env and textfile, not none"),
-        ({"command": "a", "textfile": "b"}, "a hook has one of command, webhook, webhook_env and textfile, not command and"),
+        (
+            {"command": "a", "textfile": "b"},
+            "a hook has one of command, webhook, webhook_env and textfile, not command and",
+        ),
         ({"command": []}, "hooks.command is empty"),
         ({"command": "a", "token_env": "T"}, "hooks.token_env belongs to a webhook, not to command"),
         ({"webhook": "ftp://x"}, "hooks.webhook is no address"),
         ({"webhook": f"https://u:{SECRET}@x"}, "hooks.webhook with a secret in it would be written into the plan"),
         ({"webhook": f"https://x?key={SECRET}"}, "hooks.webhook with a secret in it would be written into the plan"),
         ({"webhook_env": f"https://x/{SECRET}"}, "hooks.webhook_env and hooks.token_env name environment variables"),
-        ({"webhook": "https://x", "token_env": SECRET}, "hooks.webhook_env and hooks.token_env name environment variables"),
+        (
+            {"webhook": "https://x", "token_env": SECRET},
+            "hooks.webhook_env and hooks.token_env name environment variables",
+        ),
         ({"command": "a", "when": "sucess"}, "hooks.when: Input should be 'success', 'failure' or 'threshold'"),
         ({"comand": "a"}, "unknown key hooks.comand (did you mean hooks.command?)"),
     ],
@@ -285,7 +300,11 @@ def test_textfile(run_job: Callable[..., Result], tmp_path: Path) -> None:
     found = metrics(folder)
     assert all(labels == {"name": "j"} for labels, _ in found.values())
     value = {name: number for name, (_, number) in found.items()}
-    assert (value["batchnlp_run_exit_code"], value["batchnlp_run_rows"], value["batchnlp_run_dead_letters"]) == (0, 25, 0)
+    assert (value["batchnlp_run_exit_code"], value["batchnlp_run_rows"], value["batchnlp_run_dead_letters"]) == (
+        0,
+        25,
+        0,
+    )
     assert value["batchnlp_run_docs_per_second"] > 0
     assert value[prometheus.SUCCESS] == value["batchnlp_last_end_timestamp_seconds"]
 
@@ -327,7 +346,9 @@ def test_openlineage(run_job: Callable[..., Result], tmp_path: Path, monkeypatch
     assert got[0]["headers"]["Authorization"] == f"Bearer {SECRET}"
 
 
-def test_lineage_that_goes_nowhere(run_job: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lineage_that_goes_nowhere(
+    run_job: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENLINEAGE_URL", "http://127.0.0.1:9")
     result = run_job()
     assert result.exit_code == 0
@@ -341,7 +362,9 @@ def test_lineage_without_the_library(run_job: Callable[..., Result], monkeypatch
     monkeypatch.setitem(sys.modules, "openlineage.client", None)
     result = run_job()
     assert result.exit_code == 0
-    told = "OpenLineage could not be told: this needs the package openlineage-python (pip install 'batchnlp[openlineage]')"
+    told = (
+        "OpenLineage could not be told: this needs the package openlineage-python (pip install 'batchnlp[openlineage]')"
+    )
     assert result.stderr.count(told) == 1
 
 

@@ -1,6 +1,6 @@
 """What needs an environment of its own, and so a package index and minutes: Airflow, and Ray with its agents.
 
-    pytest -m nightly tests/test_nightly.py
+pytest -m nightly tests/test_nightly.py
 """
 
 from __future__ import annotations

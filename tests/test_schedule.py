@@ -28,7 +28,9 @@ from batchnlp.schedule.state import State
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
 
-def write_job(path: Path, cron: str = "0 2 * * *", zone: str = "Europe/Berlin", name: str = "nightly", **more: Any) -> Path:
+def write_job(
+    path: Path, cron: str = "0 2 * * *", zone: str = "Europe/Berlin", name: str = "nightly", **more: Any
+) -> Path:
     tree = {
         "job": name, "schedule": {"cron": cron, "timezone": zone}, "source": {"path": "in/{{ ds }}"},
         "task": {"kind": "embed", "model": "m"}, "output": {"path": "out/{{ ds }}"}, **more,
@@ -207,7 +209,9 @@ def test_jobs_come_change_and_break_while_it_runs(night: Night) -> None:
     assert "are both the job nightly (give each a name of its own" in night.said[2]
     write_job(night.folder / "job.yaml", cron="5 1 * * *")
     night.at("2026-11-24T01:06")
-    assert night.said[-1] == "nightly: schedule changed; next 2026-11-25 01:05 CET", "what it would have been is not missed"
+    assert night.said[-1] == "nightly: schedule changed; next 2026-11-25 01:05 CET", (
+        "what it would have been is not missed"
+    )
     night.at("2026-11-24T01:10")
     assert [run.entry.name for run in night.runs] == ["other"]
     (night.folder / "other.yaml").unlink()
@@ -271,7 +275,16 @@ def test_list_without_a_schedule(tmp_path: Path) -> None:
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "batchnlp", "schedule", "run", str(folder), "--state", str(folder / "s/state.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "batchnlp",
+        "schedule",
+        "run",
+        str(folder),
+        "--state",
+        str(folder / "s/state.json"),
+    ]
     return subprocess.Popen([*command, *more], stderr=subprocess.PIPE, text=True, cwd=folder)
 
 

@@ -208,7 +208,10 @@ def schedule() -> None:
 
 _JOBS = click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
 _STATE = click.option(
-    "--state", default="schedule/state.json", metavar="FILE", help="Where it is kept what ran last; schedule/state.json."
+    "--state",
+    default="schedule/state.json",
+    metavar="FILE",
+    help="Where it is kept what ran last; schedule/state.json.",
 )
 
 

@@ -34,7 +34,7 @@ def show_schedule(paths: Sequence[str], state_file: str, as_json: bool) -> None:
     if as_json:
         print_json({"status": "done", "jobs": [_told(*job) for job in jobs]})
         return
-    rows = [(entry.name, *map(clock, times), _last(seen), entry.file) for entry, seen, times in jobs]
+    rows = [(entry.name, *map(clock, times), _last(entry, seen), entry.file) for entry, seen, times in jobs]
     print_table("", ("job", "next", *["then"] * (SHOWN - 1), "last", "file"), rows)
 
 
@@ -58,10 +58,10 @@ def _told(entry: Entry, seen: Seen | None, times: list[datetime]) -> dict[str, A
     }
 
 
-def _last(seen: Seen | None) -> str:
+def _last(entry: Entry, seen: Seen | None) -> str:
     if seen is None or seen.ended is None:
         return "never"
-    return f"{clock(seen.last)}: {'done' if seen.exit_code == 0 else f'exit code {seen.exit_code}'}"
+    return f"{clock(seen.last.astimezone(entry.schedule.zone))}: {'done' if seen.exit_code == 0 else f'exit code {seen.exit_code}'}"
 
 
 def run_schedule(paths: Sequence[str], state_file: str) -> int:

@@ -42,7 +42,9 @@ def matching(filters: Filter, table: pa.Table, always: Iterable[int]) -> Int64:
 
 def expression(filters: Filter, schema: pa.Schema) -> Any:
     """The conjunction as pyarrow takes it."""
-    return pq.filters_to_expression([(name, how, _typed(value, schema.field(name).type)) for name, how, value in filters])
+    return pq.filters_to_expression(
+        [(name, how, _typed(value, schema.field(name).type)) for name, how, value in filters]
+    )
 
 
 def _typed(value: Any, kind: pa.DataType) -> Any:
