@@ -61,7 +61,8 @@ def _told(entry: Entry, seen: Seen | None, times: list[datetime]) -> dict[str, A
 def _last(entry: Entry, seen: Seen | None) -> str:
     if seen is None or seen.ended is None:
         return "never"
-    return f"{clock(seen.last.astimezone(entry.schedule.zone))}: {'done' if seen.exit_code == 0 else f'exit code {seen.exit_code}'}"
+    ended = "done" if seen.exit_code == 0 else f"exit code {seen.exit_code}"
+    return f"{clock(seen.last.astimezone(entry.schedule.zone))}: {ended}"
 
 
 def run_schedule(paths: Sequence[str], state_file: str) -> int:
