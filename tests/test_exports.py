@@ -81,7 +81,9 @@ def test_crontab(job: Callable[..., Path], folder: Path) -> None:
     command = re.sub(r"\\%", "%", line.command)  # what cron hands to the shell
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 2
-    assert re.search(r"no model of/\d{4}-\d\d-\d\d", done.stderr), "it found the folder and the job, and put the date in"
+    assert re.search(r"no model of/\d{4}-\d\d-\d\d", done.stderr), (
+        "it found the folder and the job, and put the date in"
+    )
 
 
 # --- systemd

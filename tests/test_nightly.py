@@ -32,31 +32,17 @@ def environment(path: Path, *packages: str, over_ours: bool = False) -> Path:
     if over_ours:
         site = path / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
         (site / "ours.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
+    subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True, capture_output=True)
     return python
 
 
-def asked(python: Path, code: str, *args: object, cwd: Path = ROOT, **environ: str) -> str:
-    """What a program says on stdout."""
+def said(*command: object, cwd: Path = ROOT, **environ: str) -> str:
+    """What a program says on stdout; it must end well."""
     done = subprocess.run(
-        [str(python), "-c", code, *map(str, args)],
-        capture_output=True, text=True, cwd=cwd, env=os.environ | environ, check=False,
-    )  # fmt: skip
+        list(map(str, command)), capture_output=True, text=True, cwd=cwd, env=os.environ | environ, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-AIRFLOW = """
-import sys
-import pendulum
-from airflow.models.dagbag import DagBag
-
-bag = DagBag(sys.argv[1], include_examples=False)
-assert not bag.import_errors, bag.import_errors
-(dag,) = bag.dags.values()
-run = dag.test(logical_date=pendulum.datetime(2026, 11, 23, 23, 30, tz="UTC"))
-print(dag.dag_id, run.state)
-"""
 
 
 def test_airflow_runs_the_dag(tmp_path: Path, corpus: Any, classifier: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,13 +55,15 @@ def test_airflow_runs_the_dag(tmp_path: Path, corpus: Any, classifier: str, monk
     )  # fmt: skip
     result = invoke("schedule", "export", "50% {{ job }}.yaml", "--to", "airflow", "-o", "dags")
     assert result.exit_code == 0, result.output
-    python = environment(tmp_path / "airflow", "apache-airflow>=3.1", "apache-airflow-providers-standard")
-    home = {"AIRFLOW_HOME": str(tmp_path / "home"), "AIRFLOW__CORE__LOAD_EXAMPLES": "false"}
-    home["PYTHONPATH"] = str(ROOT)  # of the job's own process
-    migrate = [str(python.with_name("airflow")), "db", "migrate"]
-    subprocess.run(migrate, check=True, env=os.environ | home, capture_output=True)
-    said = asked(python, AIRFLOW, tmp_path / "dags", cwd=tmp_path, **home)
-    assert said.splitlines()[-1] == "batchnlp_nightly success", said
+    airflow = environment(tmp_path / "airflow", "apache-airflow>=3.1", "apache-airflow-providers-standard").with_name(
+        "airflow"
+    )
+    environ = {
+        "AIRFLOW_HOME": str(tmp_path / "home"), "AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "false", "PYTHONPATH": str(ROOT),  # the last is for the job's own process
+    }  # fmt: skip
+    for words in (["db", "migrate"], ["dags", "test", "batchnlp_nightly", "2026-11-23T23:30:00+00:00"]):
+        said(airflow, *words, cwd=tmp_path, **environ)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["2026-11-24"]
     assert len(rows_of(tmp_path / "out/2026-11-24")) == 25
 
@@ -107,8 +95,8 @@ def test_ray_hands_a_run_s_progress_to_prometheus(tmp_path: Path, corpus: Any, c
         "job": "live", "source": {"path": str(corpus()), "id": "doc_id"}, "task": {"kind": "classify", "model": classifier},
         "engine": {**INLINE, "runner": "ray", "replicas": 1}, "output": {"path": str(tmp_path / "out")},
     }  # fmt: skip
-    said = asked(python, RAY, json.dumps(job), PYTHONPATH=str(ROOT), RAY_metrics_report_interval_ms="200")
-    found = {m[1]: float(m[2]) for m in re.finditer(r'^ray_(\w+)\{.*\bname="live".*\} (\S+)$', said, re.MULTILINE)}
-    assert found["batchnlp_documents_total"] == pytest.approx(25), said
+    text = said(python, "-c", RAY, json.dumps(job), PYTHONPATH=str(ROOT), RAY_metrics_report_interval_ms="200")
+    found = {m[1]: float(m[2]) for m in re.finditer(r'^ray_(\w+)\{.*\bname="live".*\} (\S+)$', text, re.MULTILINE)}
+    assert found["batchnlp_documents_total"] == pytest.approx(25), text
     assert found["batchnlp_tokens_total"] > 25
     assert found["batchnlp_device_busy_seconds_total"] > 0

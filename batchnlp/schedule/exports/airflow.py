@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from batchnlp.job.dates import today
 from batchnlp.schedule.exports.base import Place, command, head, secrets, shell, slug
 from batchnlp.schedule.jobs import Entry
 
@@ -16,8 +15,8 @@ from airflow.sdk import DAG, CronTriggerTimetable
 with DAG(
     dag_id={dag},
     schedule=CronTriggerTimetable({cron}, timezone={zone}),
-    start_date=pendulum.datetime({start}, tz={zone}),
-    catchup=False,  # airflow backfill create runs earlier dates
+    start_date=pendulum.datetime(2020, 1, 1, tz={zone}),  # no date before it can run, not even by hand
+    catchup=False,  # airflow backfill create runs the dates before now
     max_active_runs=1,
     tags=["batchnlp"],
 ) as dag:
@@ -29,17 +28,16 @@ with DAG(
         append_env=True,
     )
 """
-DATE = "{{{{ (dag_run.logical_date or dag_run.run_after).in_timezone({zone!r}).to_date_string() }}}}"
+DATE = "{{ (dag_run.logical_date or dag_run.run_after).astimezone(dag.timezone).date() }}"
 
 
 def export(entry: Entry, place: Place) -> dict[str, str]:
     """The file for the folder of DAGs."""
     zone, dag = entry.schedule.timezone, slug(entry.name, "_")
-    words = raw(shell(command(entry))) + " --date " + DATE.format(zone=zone)
-    start = today(zone)  # of the export: Airflow counts from a fixed date on
+    words = raw(shell(command(entry))) + " --date " + DATE
     text = DAG.format(
         dag=json.dumps(dag), cron=json.dumps(str(entry.schedule.times)), zone=json.dumps(zone), command=json.dumps(words),
-        start=f"{start.year}, {start.month}, {start.day}", folder=json.dumps(place.folder),
+        folder=json.dumps(place.folder),
     )  # fmt: skip
     notes = [f"It needs {name} in the worker's environment." for name in secrets(entry.spec)]
     return {f"{dag}.py": head(entry, *notes) + text}
