@@ -168,18 +168,6 @@ def collect(out: str, output: str | None, format_: str | None, dead: bool, as_js
     write_collected(out, output, format_, dead, as_json)
 
 
-@main.command()
-@click.argument("spec")
-@set_option
-@click.option("--any-dtype", is_flag=True, help="Try float32 and bfloat16 where the job leaves the dtype open.")
-@json_option
-def bench(spec: str, settings: tuple[str, ...], any_dtype: bool, as_json: bool) -> None:
-    """Find the fastest settings for the job in SPEC on a sample, and tell how near the limit it runs with them."""
-    from batchnlp.cli.bench import show_bench
-
-    show_bench(spec, settings, any_dtype, as_json)
-
-
 WAREHOUSES = ["duckdb", "delta", "iceberg", "postgres", "parquet", "bigquery", "snowflake", "clickhouse"]
 
 
@@ -199,6 +187,18 @@ def load(out: str, kind: str, settings: tuple[str, ...], as_json: bool) -> None:
     from batchnlp.cli.load import load_output
 
     load_output(out, kind, settings, as_json)
+
+
+@main.command()
+@click.argument("spec")
+@set_option
+@click.option("--any-dtype", is_flag=True, help="Try float32 and bfloat16 where the job leaves the dtype open.")
+@json_option
+def bench(spec: str, settings: tuple[str, ...], any_dtype: bool, as_json: bool) -> None:
+    """Find the fastest settings for the job in SPEC on a sample, and tell how near the limit it runs with them."""
+    from batchnlp.cli.bench import show_bench
+
+    show_bench(spec, settings, any_dtype, as_json)
 
 
 @main.group(cls=Commands)

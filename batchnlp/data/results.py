@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers
+from batchnlp.data.store import sha256_file
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import PartFile
 
@@ -65,6 +66,14 @@ class Finished:
     def paths(self, files: Sequence[PartFile]) -> list[str]:
         """Where the files are; CorruptError where one is not as it was committed."""
         return [self._whole(file) for file in files]
+
+    def compare(self, files: Sequence[PartFile]) -> None:
+        """For readers that do not check pages: CorruptError where a file is not byte by byte what was committed."""
+        for file in files:
+            path = self.ledger.store.path(file.name)
+            if sha256_file(path) != file.sha256:
+                hint = f"batchnlp verify {self.ledger.store.root} tells what else is"
+                raise CorruptError(f"{path} is damaged: its checksum differs", hint)
 
     def _whole(self, file: PartFile) -> str:
         path = self.ledger.store.path(file.name)

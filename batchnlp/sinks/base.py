@@ -19,6 +19,7 @@ from typing import Literal, Protocol
 import pyarrow as pa
 
 from batchnlp.sinks.columns import Types
+from batchnlp.sinks.gone import Gone
 
 Mode = Literal["append", "upsert", "replace"]  # upsert: one row for each value of the key; replace: any number
 Held = dict[tuple[str, str], int]  # (job, run) → the generation that the table holds
@@ -33,10 +34,13 @@ class Load:
     mode: Mode
     schema: pa.Schema  # as the sink's types have it
     by: tuple[str, ...]  # unless it appends: the columns that tell which rows make way; all rows without any
-    gone: Callable[[], pa.Table]  # their values, each once
+    gone: Gone  # their values
     partition_by: tuple[str, ...]  # of a table that is made now
     rows: int  # documents
     batches: Callable[[], Iterator[pa.RecordBatch]]  # the rows; at their end bad keys are refused
+    files: (
+        Callable[[], list[str]] | None
+    )  # Parquet files with just these columns among theirs, compared with their checksums
 
     def reader(self) -> pa.RecordBatchReader:
         """The rows as a stream."""

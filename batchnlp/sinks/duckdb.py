@@ -20,6 +20,9 @@ except ModuleNotFoundError:
     raise MissingExtraError.of("duckdb", "duckdb") from None
 
 
+PATTERN = set("*?[")  # what DuckDB looks for in a file's name
+
+
 class DuckDB:
     """Upsert is MERGE, without a primary key: an index would cost more than it finds."""
 
@@ -54,9 +57,20 @@ class DuckDB:
             self._execute(f"alter table {table} add column {quoted_column(name)} {wanted[name]}")
         if load.mode == "replace":
             self._remove(table, load)
-        self._connection.register("_batchnlp_rows", load.reader())
-        self._execute(_merge(table, load) if load.mode == "upsert" else _insert(table, load))
+        with load.gone.checked():
+            rows, values = self._rows(load, wanted)
+            self._execute(_merge(table, rows, load) if load.mode == "upsert" else _insert(table, rows, load), values)
         self._account.note(load)
+
+    def _rows(self, load: Load, wanted: dict[str, str]) -> tuple[str, list[Any]]:
+        """(what to select from, its values): files, which DuckDB reads on all cores, or a stream, which it reads on one."""
+        paths = load.files() if load.files is not None else []
+        if not paths or any(set(path) & PATTERN for path in paths):
+            self._connection.register("_batchnlp_rows", load.reader())
+            return "_batchnlp_rows", []
+        named = {quoted_column(name): kind for name, kind in wanted.items()}
+        columns = ", ".join(f"{name}::{kind} as {name}" for name, kind in named.items())  # vectors are lists in Parquet
+        return f"(select {columns} from read_parquet($1, hive_partitioning = false))", [paths]
 
     def _remove(self, table: str, load: Load) -> None:
         if not load.by:
@@ -90,16 +104,16 @@ class DuckDB:
         return list(self._connection.execute(statement, list(values)).fetchall())
 
 
-def _insert(table: str, load: Load) -> str:
-    return f"insert into {table} ({listed(load.schema.names)}) from _batchnlp_rows"
+def _insert(table: str, rows: str, load: Load) -> str:
+    return f"insert into {table} ({listed(load.schema.names)}) from {rows}"
 
 
-def _merge(table: str, load: Load) -> str:
+def _merge(table: str, rows: str, load: Load) -> str:
     others = [name for name in load.schema.names if name not in load.by]
     changes = ", ".join(f"{name} = s.{name}" for name in map(quoted_column, others))
     matched = f"when matched then update set {changes}" if others else ""
     names = listed(load.schema.names)
     return (
-        f"merge into {table} as t using _batchnlp_rows as s on {equal(load.by, 't', 's')} {matched} "
+        f"merge into {table} as t using {rows} as s on {equal(load.by, 't', 's')} {matched} "
         f"when not matched then insert ({names}) values ({listed(load.schema.names, 's.')})"
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,45 +17,40 @@ from batchnlp.sinks.columns import Types, fit, fit_schema
 
 
 class Gone:
-    """Each value once. Taken from the rows where they have gone by already, else read from the files.
-
-    For an upsert the values are keys, and those that are null or there twice are refused: at the end of the rows, before
-    anything can be committed, if nobody asks earlier.
-    """
+    """Each value once, read when first asked for. For an upsert they are keys, and null or double ones are refused."""
 
     def __init__(
         self, spec: SinkSpec, by: Sequence[str], paths: Sequence[str], schema: pa.Schema, types: Types
     ) -> None:
         self._spec, self._paths, self._whole, self._types = spec, paths, schema, types
         self._by = list(by)
-        self._schema = pa.schema([schema.field(name) for name in by])
-        self._passed: list[pa.RecordBatch] | None = None
+        self._lock = threading.Lock()
         self._found: pa.Table | None = None
-
-    def watch(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Pass the rows on and remember their values; the end of the rows is where bad keys are refused."""
-        passed = []
-        for batch in rows:
-            passed.append(batch.select(self._by))
-            yield batch
-        self._passed = passed
-        if self._spec.mode == "upsert":
-            self()
 
     def __call__(self) -> pa.Table:
         """The values, as the warehouse has them."""
-        if self._found is None:
-            self._found = self._distinct() if self._by else pa.table({})
-        return self._found
+        with self._lock:
+            if self._found is None:
+                self._found = self._read() if self._by else pa.table({})
+            return self._found
 
-    def _distinct(self) -> pa.Table:
-        rows = batches(self._paths, self._whole, self._by) if self._passed is None else self._passed
-        every = pa.Table.from_batches(rows, self._schema)
+    @contextmanager
+    def checked(self) -> Iterator[None]:
+        """Meanwhile the keys of an upsert are looked at; bad ones are refused at the end."""
+        with ThreadPoolExecutor(1) as thread:
+            keys = thread.submit(self) if self._spec.mode == "upsert" else None
+            yield
+            if keys is not None:
+                keys.result()
+
+    def _read(self) -> pa.Table:
+        schema = pa.schema([self._whole.field(name) for name in self._by])
+        every = pa.Table.from_batches(batches(self._paths, self._whole, self._by), schema)
         distinct = _distinct(every)
         if self._spec.mode == "upsert":
             self._check(every, distinct)
-        schema = fit_schema(self._schema, self._types)
-        return pa.Table.from_batches([fit(batch, schema, self._types) for batch in distinct.to_batches()], schema)
+        fitted = fit_schema(schema, self._types)
+        return pa.Table.from_batches([fit(batch, fitted, self._types) for batch in distinct.to_batches()], fitted)
 
     def _check(self, every: pa.Table, distinct: pa.Table) -> None:
         for name in self._by:

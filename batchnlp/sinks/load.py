@@ -131,8 +131,9 @@ def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[
 
     def rows() -> Iterator[pa.RecordBatch]:
         try:
-            for batch in gone.watch(batches(paths, unit.schema, shape.columns)):
-                yield fit(shape.make(batch), schema, sink.types)
+            with gone.checked():
+                for batch in batches(paths, unit.schema, shape.columns):
+                    yield fit(shape.make(batch), schema, sink.types)
         except (OSError, pa.ArrowException) as error:
             root = unit.runs[0].ledger.store.root
             problem = CorruptError(f"a part of {root} is damaged: {error}", f"batchnlp verify {root} tells which")
@@ -142,9 +143,17 @@ def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[
             problems.append(error)
             raise
 
+    def files() -> list[str]:
+        for run, own in unit.files:
+            run.compare(own)
+        return paths
+
+    as_they_are = shape.main and schema == shape.schema and all(run.schema == unit.schema for run in unit.runs)
     about = {(run.job, run.run): run.generation for run in unit.runs}
     partition_by = tuple(name for name in unit.partition_by if name in schema.names)
-    return Load(shape.table, about, mode, schema, by, gone, partition_by, unit.rows, rows)
+    return Load(
+        shape.table, about, mode, schema, by, gone, partition_by, unit.rows, rows, files if as_they_are else None
+    )
 
 
 def _mode(spec: SinkSpec, unit: _Unit, shape: Shape) -> tuple[Mode, tuple[str, ...]]:
