@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from batchnlp.cli.look import show_plan
 from batchnlp.cli.show import LiveLine, print_json, print_summary
 from batchnlp.engine.driver import run_job
+from batchnlp.errors import BackendError, StoppedError
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
 
@@ -38,10 +40,25 @@ def run_file(path: str, mode: str | None, settings: Sequence[str], as_json: bool
 
 
 def execute(spec: JobSpec, as_json: bool) -> int:
-    """Run, with a live line and a summary on stderr."""
-    with LiveLine() as line:
-        result = run_job(spec, line.update)
+    """Run, with a live line and a summary on stderr, and a page in the output."""
+    try:
+        with LiveLine() as line:
+            result = run_job(spec, line.update)
+    except (StoppedError, BackendError):
+        _page(spec)  # else the page of the night before would stand there as if it were of this one
+        raise
     print_summary(result)
+    file = _page(spec, anew=bool(result.shards) or result.status != "done")
     if as_json:
-        print_json(asdict(result))
+        print_json({**asdict(result), "report": file})
     return result.exit_code
+
+
+def _page(spec: JobSpec, *, anew: bool = True) -> str | None:
+    """Where the page is, written `anew` or left as it is; None where it is not wanted or cannot be written."""
+    if not spec.output.report:
+        return None
+    from batchnlp.cli.report import NAME, page_of_run
+
+    there = os.path.abspath(os.path.join(spec.output.path, NAME))
+    return there if not anew and os.path.exists(there) else page_of_run(spec.output.path)
