@@ -38,6 +38,7 @@ FLAGS = {
     "status": ["--help", "--json"],
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
+    "report": ["--columns", "--compare", "--help", "--json", "--output"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
@@ -113,7 +114,7 @@ def test_help_loads_nothing_heavy(args: list[str]) -> None:
 def test_looking_at_an_output_loads_no_model_libraries(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out = tmp_path / "out"
     assert classify(corpus(), out, classifier).exit_code == 0
-    for args in (["status", out], ["verify", out], ["collect", out, "-o", tmp_path / "all.csv"]):
+    for args in (["status", out], ["verify", out], ["collect", out, "-o", tmp_path / "all.csv"], ["report", out]):
         code, modules = loaded_after(*args)
         assert code == 0
         assert not modules & {"torch", "transformers", "tokenizers", "ray"}, args

@@ -6,14 +6,18 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from batchnlp.cli.show import message, print_json
+from batchnlp.data import invocations
+from batchnlp.data.status import ledgers
 from batchnlp.data.store import LocalStore
 from batchnlp.errors import BatchnlpError, Interrupted, OutputError, SpecError
 from batchnlp.report import history
 from batchnlp.report.gather import comparison, page
 from batchnlp.report.page import Page
 from batchnlp.report.render import render
+from batchnlp.types import many
 
 NAME, COMPARISON = "_report.html", "_comparison.html"  # who reads a directory of Parquet passes over names with _
 
@@ -21,22 +25,18 @@ NAME, COMPARISON = "_report.html", "_comparison.html"  # who reads a directory o
 def write_report(outs: Sequence[str], compare: bool, target: str | None, columns: str | None, as_json: bool) -> None:
     """The report on an output, or on what differs between two."""
     if len(outs) != 1 + compare:
-        raise SpecError(f"{len(outs)} outputs are given", "give one, or two with --compare")
+        given = f"{many(len(outs), 'output')} {'is' if len(outs) == 1 else 'are'} given"
+        raise SpecError(given, "give one, or two with --compare")
     if compare:
         found = comparison(*outs)
         html, target = render(found), target or os.path.join(outs[1], COMPARISON)
         notable = [change.notable for change in found.changes if change.notable]
-        told = {"status": "differ" if notable else "alike", "notable": notable}
+        told: dict[str, Any] = {"status": "differ" if notable else "alike", "notable": notable}
     else:
         made = _remembered(outs[0], [name.strip() for name in (columns or "").split(",") if name.strip()])
         html, target = render(made), target or os.path.join(outs[0], NAME)
         verdict = made.verdict
-        told = {
-            "status": made.digest.state,
-            "run": made.digest.run,
-            "verdict": verdict.word,
-            "notable": [*verdict.points],
-        }
+        told = {"status": made.digest.state, "run": made.digest.run, "verdict": verdict.word, "notable": verdict.points}
         message(f"{verdict.word}: {verdict.sentence}")
     if target == "-":
         sys.stdout.write(html.decode())
@@ -48,18 +48,30 @@ def write_report(outs: Sequence[str], compare: bool, target: str | None, columns
 
 
 def page_of_run(root: str) -> str | None:
-    """Write the page of an output in which a run has just ended; where it is. Whatever goes wrong, the run ended as it did."""
+    """Write the page of an output in which a run has just ended, unless the one that is there tells of it already; where it
+    is. Whatever goes wrong, the run ended as it did."""
+    target = os.path.abspath(os.path.join(root, NAME))
     try:
+        if _current(target, root):
+            return target
         made = _remembered(root)
-        _write(target := os.path.join(root, NAME), render(made))
+        _write(target, render(made))
     except Interrupted:
         raise
     except Exception as error:  # noqa: BLE001 - the CLI's border
         what = str(error) if isinstance(error, BatchnlpError) else type(error).__name__
         message(f"no report: {what}")
         return None
-    message(f"report: {target}" + "".join(f"\n  {point}" for point in made.verdict.points))
-    return os.path.abspath(target)
+    message("\n  ".join([f"report: {target}", *made.verdict.points]))
+    return target
+
+
+def _current(target: str, root: str) -> bool:
+    """Whether a page was written since something last happened in the output."""
+    ends = [entry.ended or entry.began for ledger, _ in ledgers(root) for entry in invocations.read(ledger)]
+    with suppress(OSError):
+        return bool(ends) and os.path.getmtime(target) > max(ends)
+    return False
 
 
 def _remembered(root: str, columns: Sequence[str] = ()) -> Page:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -48,17 +47,16 @@ def execute(spec: JobSpec, as_json: bool) -> int:
         _page(spec)  # else the page of the night before would stand there as if it were of this one
         raise
     print_summary(result)
-    file = _page(spec, anew=bool(result.shards) or result.status != "done")
+    file = _page(spec)
     if as_json:
         print_json({**asdict(result), "report": file})
     return result.exit_code
 
 
-def _page(spec: JobSpec, *, anew: bool = True) -> str | None:
-    """Where the page is, written `anew` or left as it is; None where it is not wanted or cannot be written."""
+def _page(spec: JobSpec) -> str | None:
+    """Where the page on the run is; None where it is not wanted or cannot be written."""
     if not spec.output.report:
         return None
-    from batchnlp.cli.report import NAME, page_of_run
+    from batchnlp.cli.report import page_of_run
 
-    there = os.path.abspath(os.path.join(spec.output.path, NAME))
-    return there if not anew and os.path.exists(there) else page_of_run(spec.output.path)
+    return page_of_run(spec.output.path)

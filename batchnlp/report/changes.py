@@ -123,12 +123,16 @@ def _spread(before: Histogram, after: Histogram) -> Iterator[Change]:
     title = f"{after.title.lower()}, {after.unit}"
     lengths = before.edges[-1] > 1  # not scores and cosines, of which ratios mean nothing
     longer = lengths and not before.median / LENGTHS <= after.median <= before.median * LENGTHS
-    notable = ""
-    if min(before.of, after.of) >= ENOUGH and (longer or apart(before, after) > APART):
-        notable = f"{title}: median {number(after.median)}, {number(before.median)} before"
-    for what, a, b in (("median", before.median, after.median), ("95 % are below", before.p95, after.p95)):
-        delta = ratio(a, b) if lengths else f"{b - a:+.2g}"
-        yield Change(f"{title}: {what}", number(a), number(b), delta, notable if what == "median" else "")
+    notable = min(before.of, after.of) >= ENOUGH and (longer or apart(before, after) > APART)
+    told = (("median", before.median, after.median), ("95 % are below", before.p95, after.p95))
+    most = max(told, key=lambda one: _moved(*one[1:], lengths=lengths))
+    for what, a, b in told:
+        why = f"{title}: {what} {number(b)}, {number(a)} before" if notable and what == most[0] else ""
+        yield Change(f"{title}: {what}", number(a), number(b), ratio(a, b) if lengths else f"{b - a:+.2g}", why)
+
+
+def _moved(before: float, after: float, *, lengths: bool) -> float:
+    return abs(math.log((after + 1) / (before + 1))) if lengths else abs(after - before)
 
 
 def apart(before: Histogram, after: Histogram) -> float:

@@ -49,7 +49,8 @@ class Looked:
         plan = read(ledger.plan, [])
         self.schema: pa.Schema | None = plan[0].schema if plan else None
         self.resolved: Resolved | None = plan[1] if plan else None
-        self.spec: dict[str, Any] = self.tree.get("spec") or {}
+        judged = read(ledger.outcome, []) or {}  # its limits are those that it was judged by; the plan's may be older
+        self.spec: dict[str, Any] = judged.get("spec") or self.tree.get("spec") or {}
         self.kind = str(self._section("task").get("kind", ""))
         self.kept = tuple(self._section("source").get("keep") or ())
 

@@ -2,7 +2,8 @@
 
     OUT/_batchnlp/history/<run>.json     written with a report; outlives the run, which an overwrite removes
 
-Where a job writes into a directory of its own every night, its last run is found beside it: in the directories next to OUT.
+Where a job writes into a directory of its own every night, its last run is found beside it: in the directories next to OUT,
+those before it by name, as dates are.
 """
 
 from __future__ import annotations
@@ -45,12 +46,10 @@ def kept(store: LocalStore) -> list[Digest]:
 
 
 def last_before(mine: Digest, store: LocalStore, make: Make) -> Digest | None:
-    """The last run of the same job that was done before this one: in this output, else in one beside it."""
-    for roots in ([store.root], _beside(store.root)):
-        found = [digest for root in roots for digest in _of_job(root, mine.job, make)]
-        earlier = [one for one in found if (one.output, one.run) != (mine.output, mine.run)]
-        if mine.ended:
-            earlier = [one for one in earlier if one.ended < mine.ended]
+    """The last run of the same job that was done before this one: in this output, else in the nearest one beside it."""
+    for root in (store.root, *_beside(store.root)):
+        found = [one for one in _of_job(root, mine.job, make) if (one.output, one.run) != (mine.output, mine.run)]
+        earlier = [one for one in found if not mine.ended or one.ended < mine.ended]
         if earlier:
             return max(earlier, key=lambda one: one.ended)
     return None
@@ -68,7 +67,7 @@ def _of_job(root: str, job: str, make: Make) -> Iterator[Digest]:
 
 
 def _beside(root: str) -> list[str]:
-    """Outputs in the same directory: those before this one by name, the nearest first, as dates are."""
+    """Outputs in the same directory: those before this one by name, the nearest first."""
     parent, mine = os.path.split(root)
     store = LocalStore(parent)
     with suppress(BatchnlpError):

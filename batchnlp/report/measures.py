@@ -68,14 +68,13 @@ class Names:
             self._counts = Counter(dict(self._counts.most_common(KEPT)))
 
     def told(self) -> Bars | None:
-        """The most frequent ones."""
-        most = [
-            (_short(name), n) for name, n in sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))[:LISTED]
-        ]
-        if not most:
-            return None
+        """The most frequent ones; None where each is there once, so that a few of them would say nothing."""
+        most = sorted(self._counts.items(), key=lambda item: (-item[1], item[0]))[:LISTED]
         rest = self._names - sum(n for _, n in most)
-        return Bars(self.name, self.title, self.unit, tuple(most), rest, self._rows if self._of_rows else self._names)
+        if not most or (rest and most[0][1] == 1):
+            return None
+        shown = tuple((_short(name), n) for name, n in most)
+        return Bars(self.name, self.title, self.unit, shown, rest, self._rows if self._of_rows else self._names)
 
 
 class Spread:
