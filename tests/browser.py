@@ -23,7 +23,7 @@ FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-ne
 NONE = f"no Chromium here ({', '.join(NAMES[:2])}); apt-get install chromium-headless-shell brings one"
 OVERFLOW = """
 [document.documentElement.scrollWidth, innerWidth, [...document.querySelectorAll('main *')].filter(one =>
-  !one.closest('.scroll *, svg *') && one.getBoundingClientRect().right > innerWidth + 0.5).map(one => one.outerHTML.slice(0, 80))]
+  !one.closest('.scroll *, svg *') && one.getBoundingClientRect().right > innerWidth + 0.5).map(one => one.outerHTML)]
 """
 
 
@@ -72,7 +72,9 @@ class Browser:
             self._process.kill()
         shutil.rmtree(self._profile, ignore_errors=True)
 
-    def open(self, path: Path | str, width: int = 1100, *, dark: bool = False, height: int = 900, scale: float = 1) -> None:
+    def open(
+        self, path: Path | str, width: int = 1100, *, dark: bool = False, height: int = 900, scale: float = 1
+    ) -> None:
         """Show a file as a device of that width would, and wait until it is there."""
         size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)

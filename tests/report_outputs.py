@@ -78,7 +78,7 @@ TABLES: dict[str, tuple[str, pa.Table, set[str]]] = {  # → task, results, what
     "json answers": ("chat", table({
         "reply": pa.array(['{"mood": "good"}'] * 40), "n_new_tokens": pa.array([5] * 40, pa.int32()),
         "finish_reason": pa.array(["stop"] * 40), "mood": pa.array(["good"] * 40), "stars": pa.array([4] * 40),
-    }), {"n_new_tokens", "finish_reason", "mood", "stars"}),
+    }), {"n_new_tokens", "finish_reason", "empty", "mood", "stars"}),
     "summarize": ("summarize", table({
         "summary": pa.array(["short"] * 40), "n_new_tokens": pa.array([None] * 40, pa.int32()),
         "finish_reason": pa.array(["stop"] * 40),

@@ -24,7 +24,13 @@ from batchnlp.report.words import count, duration, share
 
 LABELS = ["games", "science", "web"]
 EMPTY = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source"}  # tags without an end
-PLANT = '"><script>alert(1)</script><img src=x onerror=alert(2)>\' {{ 7 * 7 }} \x00\ud800 </style></svg>'
+PLANT = "\"><script>alert(1)</script><img src=x onerror=alert(2)>' {{ 7 * 7 }} \x00\ud800 </style></svg>"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An output that is alone in its directory."""
+    return tmp_path / "out"
 
 
 class Tags(HTMLParser):
@@ -77,9 +83,9 @@ def done(root: Path, results_: pa.Table | None = None, kind: str = "classify", *
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_task_has_its_results_at_a_glance(tmp_path: Path, name: str) -> None:
+def test_every_task_has_its_results_at_a_glance(out: Path, name: str) -> None:
     kind, found, told = TABLES[name]
-    made = done(tmp_path, found, kind)
+    made = done(out, found, kind)
     r = made.digest.results
     names = {fact.name for facts in (r.bars, r.histograms, r.numbers) for fact in facts}
     assert names == told | {"n_tokens", "windowed", "truncated"}
@@ -93,8 +99,8 @@ def test_every_task_has_its_results_at_a_glance(tmp_path: Path, name: str) -> No
         assert f"<h2>{html.escape(fact.title)}</h2>" in tags.text
 
 
-def test_what_is_counted_is_right(tmp_path: Path) -> None:
-    r = done(tmp_path, *reversed(TABLES["ner"][:2])).digest.results
+def test_what_is_counted_is_right(out: Path) -> None:
+    r = done(out, *reversed(TABLES["ner"][:2])).digest.results
     bars = {one.name: one for one in r.bars}
     assert bars["entity_label"].counts == (("LOC", 20), ("PER", 20))
     assert bars["entity"].counts == (("Ada · PER", 20), ("Oslo · LOC", 20))
@@ -105,15 +111,17 @@ def test_what_is_counted_is_right(tmp_path: Path) -> None:
     assert dict(zip(spread.edges, spread.counts, strict=False))[2.0] == 20
 
 
-def test_labels_of_multi_label_are_shares_of_the_documents(tmp_path: Path) -> None:
-    (bars,) = done(tmp_path, *reversed(TABLES["multi-label"][:2])).digest.results.bars
+def test_labels_of_multi_label_are_shares_of_the_documents(out: Path) -> None:
+    (bars,) = done(out, *reversed(TABLES["multi-label"][:2])).digest.results.bars
     assert (bars.counts, bars.of, bars.rest) == ((("a", 20), ("b", 20)), 40, 0)
 
 
-def test_answers_that_all_differ_are_no_ranking(tmp_path: Path) -> None:
-    own = {"answer": pa.array([f"answer {i}" for i in range(40)]), "start": pa.array([0] * 40, pa.int32()),
-           "end": pa.array([8] * 40, pa.int32()), "score": pa.array([1.0] * 40), "no_answer_score": pa.array([0.0] * 40)}  # fmt: skip
-    assert done(tmp_path, table(own), "qa").digest.results.bars == ()
+def test_answers_that_all_differ_are_no_ranking(out: Path) -> None:
+    own = {
+        "answer": pa.array([f"answer {i}" for i in range(40)]), "start": pa.array([0] * 40, pa.int32()),
+        "end": pa.array([8] * 40, pa.int32()), "score": pa.array([1.0] * 40), "no_answer_score": pa.array([0.0] * 40),
+    }  # fmt: skip
+    assert done(out, table(own), "qa").digest.results.bars == ()
 
 
 def test_names_without_end_are_counted_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,15 +148,15 @@ def test_numbers_that_are_none_and_lengths_beyond_all_bins() -> None:
 # --- large ones
 
 
-def test_of_many_rows_a_sample_is_looked_at_and_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_rows_a_sample_is_looked_at_and_the_page_says_so(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "SAMPLE", 300)
-    made = done(tmp_path, shards=10)
+    made = done(out, shards=10)
     assert (made.digest.results.looked_at, made.digest.results.of, made.digest.ok) == (300, 1000, 1000)
     assert "stand on a sample: 300 of 1,000 rows" in Tags(made).text
-    assert made.digest == page(str(tmp_path)).digest, "the same one every time"
+    assert made.digest == page(str(out)).digest, "the same one every time"
 
 
-def test_only_what_is_looked_at_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_looked_at_is_read(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[list[str], int | None]] = []
     whole = results.read_columns
 
@@ -159,7 +167,7 @@ def test_only_what_is_looked_at_is_read(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(results, "read_columns", read_columns)
     entities = TABLES["ner"][1]["entities"]
     found = table({"body": pa.array(["a text"] * 40), "entities": entities})
-    done(tmp_path, found, "ner", kept=["body"])
+    done(out, found, "ner", kept=["body"])
     leaves = [f"entities.list.element.{name}" for name in ("label", "text")]
     assert asked == [([*leaves, "n_tokens", "n_windows", "truncated"], None)] * 4 + [(["entities", "id"], 2)] * 4
 
@@ -167,8 +175,8 @@ def test_only_what_is_looked_at_is_read(tmp_path: Path, monkeypatch: pytest.Monk
 # --- states
 
 
-def test_a_run_that_is_not_complete(tmp_path: Path) -> None:
-    run = night(tmp_path).work([0, 2])
+def test_a_run_that_is_not_complete(out: Path) -> None:
+    run = night(out).work([0, 2])
     run.note(Invocation("first", NIGHT, NIGHT + 4, NIGHT + 9, "stopped", "no space left (make room)", "host-a"))
     made = page(run.root)
     assert (made.verdict.word, made.verdict.level) == ("Not complete", "look")
@@ -178,15 +186,15 @@ def test_a_run_that_is_not_complete(tmp_path: Path) -> None:
     assert "not done" in Tags(made).text
 
 
-def test_a_plan_and_nothing_else(tmp_path: Path) -> None:
-    made = page(night(tmp_path).root)
+def test_a_plan_and_nothing_else(out: Path) -> None:
+    made = page(night(out).root)
     assert made.verdict.word == "Not complete"
     assert (made.digest.ended, made.timeline, made.samples.rows) == (0, None, ())
     Tags(made)
 
 
-def test_a_run_over_its_limit(tmp_path: Path) -> None:
-    made = page(night(tmp_path, dead=50).work().finish(success=False).root)
+def test_a_run_over_its_limit(out: Path) -> None:
+    made = page(night(out, dead=50).work().finish(success=False).root)
     assert (made.verdict.word, made.verdict.level) == ("Failed", "bad")
     assert made.verdict.sentence == (
         "1,200 rows in = 1,000 results + 200 dead letters (17 %); 120 allowed by limits.max_failed."
@@ -196,10 +204,10 @@ def test_a_run_over_its_limit(tmp_path: Path) -> None:
     assert ">null_text<" in Tags(made).text
 
 
-def test_dead_letters_near_the_limit_and_cut_documents_are_worth_a_look(tmp_path: Path) -> None:
+def test_dead_letters_near_the_limit_and_cut_documents_are_worth_a_look(out: Path) -> None:
     own = labelled(LABELS, [0.5, 0.3, 0.2])
     cut = own.set_column(own.schema.get_field_index("truncated"), "truncated", pa.array([True] * 20 + [False] * 980))
-    made = done(tmp_path, cut, dead=20)
+    made = done(out, cut, dead=20)
     assert (made.verdict.word, made.verdict.level) == ("Done, worth a look", "look")
     assert made.verdict.points == (
         "80 dead letters, 108 are allowed", "2.0 % of the documents were cut off: task.on_long says how",
@@ -218,8 +226,8 @@ def damage(run: Night, what: str) -> Path:
 
 
 @pytest.mark.parametrize("what", ["part", "plan", "commit", "manifest"])
-def test_damage_is_named_and_hides_nothing_else(tmp_path: Path, what: str) -> None:
-    run = night(tmp_path).work().finish()
+def test_damage_is_named_and_hides_nothing_else(out: Path, what: str) -> None:
+    run = night(out).work().finish()
     broken = damage(run, what)
     made = page(run.root)
     assert (made.verdict.word, made.verdict.level) == ("Damaged", "bad")
@@ -229,9 +237,9 @@ def test_damage_is_named_and_hides_nothing_else(tmp_path: Path, what: str) -> No
     assert_harmless(Tags(made))
 
 
-def test_a_part_that_looks_whole_and_is_not(tmp_path: Path) -> None:
-    run = night(tmp_path).work().finish()
-    part = min(tmp_path.glob("part-*.parquet"))
+def test_a_part_that_looks_whole_and_is_not(out: Path) -> None:
+    run = night(out).work().finish()
+    part = min(out.glob("part-*.parquet"))
     column = pq.ParquetFile(part).metadata.row_group(0).column(1)
     start, data = column.dictionary_page_offset or column.data_page_offset, bytearray(part.read_bytes())
     data[start : start + 20] = bytes(20)
@@ -243,8 +251,8 @@ def test_a_part_that_looks_whole_and_is_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"[{}]", b'{"a"', b'[{"invocation": 1}]'])
-def test_notes_and_histories_that_are_damaged_hide_nothing(tmp_path: Path, data: bytes) -> None:
-    run = night(tmp_path).work().finish()
+def test_notes_and_histories_that_are_damaged_hide_nothing(out: Path, data: bytes) -> None:
+    run = night(out).work().finish()
     history.keep(run.store, page(run.root).digest)
     for path in (f"{run.ledger.control}/invocations.json", f"{history.FOLDER}/b2.json"):
         Path(run.store.path(path)).write_bytes(data)
@@ -254,8 +262,8 @@ def test_notes_and_histories_that_are_damaged_hide_nothing(tmp_path: Path, data:
     assert_harmless(Tags(made))
 
 
-def test_an_output_of_before_reports(tmp_path: Path) -> None:
-    run = night(tmp_path).work()
+def test_an_output_of_before_reports(out: Path) -> None:
+    run = night(out).work()
     for shard in range(4):
         run.stamp(shard, 0.0, "")
     run.ledger.finish(run.ledger.commits(), {}, success=True)
@@ -264,9 +272,9 @@ def test_an_output_of_before_reports(tmp_path: Path) -> None:
     assert "docs/s" not in Tags(made).text
 
 
-def test_several_runs_in_an_output(tmp_path: Path) -> None:
-    night(tmp_path).work([0])
-    made = page(night(tmp_path, print_="c3" * 32, began=NIGHT + 900).work().finish().root)
+def test_several_runs_in_an_output(out: Path) -> None:
+    night(out).work([0])
+    made = page(night(out, print_="c3" * 32, began=NIGHT + 900).work().finish().root)
     assert made.digest.run == "c3c3c3c3"
     (other,) = made.others
     assert (other.run, other.state, other.rows_done) == ("a1a1a1a1", "incomplete", 250)
@@ -274,8 +282,8 @@ def test_several_runs_in_an_output(tmp_path: Path) -> None:
     assert "Other runs in this output" in Tags(made).text
 
 
-def test_a_warehouse_that_was_not_loaded(tmp_path: Path) -> None:
-    run = night(tmp_path).work()
+def test_a_warehouse_that_was_not_loaded(out: Path) -> None:
+    run = night(out).work()
     sink = {"kind": "duckdb", "table": "topics", "status": "failed", "message": "the file is locked", "seconds": 0.2}
     made = page(run.finish(sinks=[sink, {**sink, "status": "loaded", "rows": 1000, "message": ""}]).root)
     assert (made.verdict.word, made.verdict.level) == ("Done, but not loaded", "bad")
@@ -287,8 +295,8 @@ def test_a_warehouse_that_was_not_loaded(tmp_path: Path) -> None:
 # --- time
 
 
-def test_speed_is_over_the_time_at_work_without_pauses(tmp_path: Path) -> None:
-    run = night(tmp_path).work().finish()
+def test_speed_is_over_the_time_at_work_without_pauses(out: Path) -> None:
+    run = night(out).work().finish()
     for shard, when in enumerate((NIGHT + 6, NIGHT + 8, NIGHT + 5002, NIGHT + 5004)):
         run.stamp(shard, when, "first" if shard < 2 else "second")
     told = {"seconds": report_outputs.SECONDS, "device_busy": 0.5}
@@ -350,9 +358,9 @@ def test_nothing_that_others_wrote_becomes_markup(tmp_path: Path) -> None:
     assert_harmless(Tags(comparison(run.root, other.root)))
 
 
-def test_documents_are_shown_only_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_documents_are_shown_only_where_they_are_asked_for(out: Path) -> None:
     own = labelled(LABELS, [0.5, 0.3, 0.2]).append_column("body", pa.array(["a secret document"] * 1000))
-    run = night(tmp_path, own, kept=["body"]).work().finish()
+    run = night(out, own, kept=["body"]).work().finish()
     assert "a secret document" not in Tags(page(run.root)).text
     assert Tags(page(run.root, ["body"])).text.count("a secret document") == 8
 
@@ -360,14 +368,14 @@ def test_documents_are_shown_only_where_they_are_asked_for(tmp_path: Path) -> No
 # --- nights before
 
 
-def test_what_changed_since_the_night_before(tmp_path: Path) -> None:
-    before = night(tmp_path).work().finish()
+def test_what_changed_since_the_night_before(out: Path) -> None:
+    before = night(out).work().finish()
     assert page(before.root).before is None
     history.keep(before.store, page(before.root).digest)
     shutil.rmtree(before.store.path(before.ledger.control))  # as an overwrite does
     set_live(before.store, [])
     moved = labelled(LABELS, [0.35, 0.45, 0.2], lengths=[7, 30, 90, 2000, 3000])
-    run = night(tmp_path, moved, print_="b2" * 32, began=NIGHT + 86_400, dead=6, on_long="truncate").work().finish()
+    run = night(out, moved, print_="b2" * 32, began=NIGHT + 86_400, dead=6, on_long="truncate").work().finish()
     made = page(run.root)
     assert made.before is not None
     assert made.before.run == "a1a1a1a1"
@@ -389,20 +397,22 @@ def test_a_night_like_the_one_before_is_not_worth_a_word(tmp_path: Path) -> None
     night(tmp_path / "2026-06-01-b", job="another", print_="c3" * 32, began=NIGHT + 60).work().finish()
     made = page(run.root)
     assert made.before is not None
-    assert made.before.output == str(tmp_path / "2026-06-01"), "the last one of the same job, in the directory beside it"
+    assert made.before.output == str(tmp_path / "2026-06-01"), (
+        "the last one of the same job, in the directory beside it"
+    )
     assert made.verdict.word == "Done"
     assert made.verdict.points == ()
 
 
 def test_digests_are_bounded_and_those_of_runs_that_did_not_end_well_are_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(history, "KEPT", 2)
-    run = night(tmp_path)
+    run = night(out)
     history.keep(run.store, page(run.root).digest)
     assert history.kept(run.store) == []
     for i in range(4):
-        later = night(tmp_path, print_=f"{i}b" * 32, began=NIGHT + i * 1000).work().finish()
+        later = night(out, print_=f"{i}b" * 32, began=NIGHT + i * 1000).work().finish()
         history.keep(later.store, page(later.root).digest)
     assert sorted(one.run for one in history.kept(run.store)) == ["2b2b2b2b", "3b3b3b3b"]
 
@@ -431,8 +441,8 @@ def test_runs_of_different_tasks_are_compared_as_far_as_they_go(tmp_path: Path) 
     assert_harmless(Tags(made))
 
 
-def test_a_digest_that_was_kept_is_the_digest(tmp_path: Path) -> None:
-    run = night(tmp_path, dead=2).work().finish()
+def test_a_digest_that_was_kept_is_the_digest(out: Path) -> None:
+    run = night(out, dead=2).work().finish()
     digest = page(run.root).digest
     history.keep(run.store, digest)
     assert history.kept(run.store) == [digest]

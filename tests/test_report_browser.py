@@ -47,7 +47,8 @@ def damaged(root: Path) -> Any:
 
 def compared(root: Path) -> Any:
     runs = [
-        Night(root / shares_, labelled(LABELS, [float(shares_), 0.3, 0.2])).work().finish() for shares_ in ("0.5", "0.2")
+        Night(root / shares_, labelled(LABELS, [float(shares_), 0.3, 0.2])).work().finish()
+        for shares_ in ("0.5", "0.2")
     ]
     return comparison(*(run.root for run in runs))
 

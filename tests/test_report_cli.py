@@ -94,7 +94,9 @@ def test_report_ends_as_status_does(tmp_path: Path, state: str) -> None:
     status = invoke("status", run.root, "--json")
     assert result.exit_code == status.exit_code == 0
     assert last_json(result)["status"] == last_json(status)["status"]
-    assert last_json(result)["verdict"] == {"unfinished": "Not complete", "failed": "Failed", "damaged": "Damaged"}[state]
+    assert (
+        last_json(result)["verdict"] == {"unfinished": "Not complete", "failed": "Failed", "damaged": "Damaged"}[state]
+    )
 
 
 def test_what_is_no_output_has_no_report(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 from batchnlp.report.page import Bars, Change, Digest, Histogram, Number
-from batchnlp.report.words import brief, count, number, points, ratio, share
+from batchnlp.report.words import brief, count, difference, number, points, ratio, share
 
 POINTS = 0.05  # a share of the results has moved
 DEAD_POINTS = 0.001  # the share of dead letters has
@@ -49,11 +50,12 @@ def _rows(before: Digest, after: Digest) -> Iterator[Change]:
     notable = ""
     if not a / ROWS <= b <= a * ROWS:
         notable = f"{count(b)} rows came in, {count(a)} before"
-    yield Change("rows in", count(a), count(b), ratio(a, b), notable)
+    yield Change("rows in", count(a), count(b), ratio(a, b), notable, chief=True)
 
 
 def _dead(before: Digest, after: Digest) -> Iterator[Change]:
-    yield _share("dead letters", before.dead, before.rows_done, after.dead, after.rows_done, DEAD_POINTS)
+    lost = _share("dead letters", before.dead, before.rows_done, after.dead, after.rows_done, DEAD_POINTS)
+    yield replace(lost, chief=True)
     for code in sorted(before.codes.keys() | after.codes.keys()):
         a, b = before.codes.get(code, 0), after.codes.get(code, 0)
         yield _share(f"dead letters: {code}", a, before.rows_done, b, after.rows_done, DEAD_POINTS)
@@ -80,7 +82,7 @@ def _speed(before: Digest, after: Digest) -> Iterator[Change]:
     if slower and new.docs_per_second < SLOWER * old.docs_per_second:  # not because documents are longer
         notable = f"{brief(new.docs_per_second)} documents a second, {brief(old.docs_per_second)} before"
     a, b = old.docs_per_second, new.docs_per_second
-    yield Change("documents a second", brief(a), brief(b), ratio(a, b), notable)
+    yield Change("documents a second", brief(a), brief(b), ratio(a, b), notable, chief=True)
     a, b = old.tokens_per_second, new.tokens_per_second
     yield Change("tokens a second", brief(a), brief(b), ratio(a, b))
     if old.padding is not None and new.padding is not None:
@@ -128,7 +130,7 @@ def _spread(before: Histogram, after: Histogram) -> Iterator[Change]:
     most = max(told, key=lambda one: _moved(*one[1:], lengths=lengths))
     for what, a, b in told:
         why = f"{title}: {what} {number(b)}, {number(a)} before" if notable and what == most[0] else ""
-        yield Change(f"{title}: {what}", number(a), number(b), ratio(a, b) if lengths else f"{b - a:+.2g}", why)
+        yield Change(f"{title}: {what}", number(a), number(b), ratio(a, b) if lengths else difference(a, b), why)
 
 
 def _moved(before: float, after: float, *, lengths: bool) -> float:

@@ -48,20 +48,20 @@ def kept(store: LocalStore) -> list[Digest]:
 def last_before(mine: Digest, store: LocalStore, make: Make) -> Digest | None:
     """The last run of the same job that was done before this one: in this output, else in the nearest one beside it."""
     for root in (store.root, *_beside(store.root)):
-        found = [one for one in _of_job(root, mine.job, make) if (one.output, one.run) != (mine.output, mine.run)]
-        earlier = [one for one in found if not mine.ended or one.ended < mine.ended]
+        except_for = mine.run if root == mine.output else ""
+        earlier = [one for one in _of_job(root, mine.job, except_for, make) if not mine.ended or one.ended < mine.ended]
         if earlier:
             return max(earlier, key=lambda one: one.ended)
     return None
 
 
-def _of_job(root: str, job: str, make: Make) -> Iterator[Digest]:
-    """Digests of the job's runs that are done: as they were kept, or made now."""
+def _of_job(root: str, job: str, except_for: str, make: Make) -> Iterator[Digest]:
+    """Digests of the job's runs that are done, but for one: as they were kept, or made now."""
     there = {digest.run: digest for digest in kept(LocalStore(root))}
-    yield from (digest for digest in there.values() if digest.job == job)
+    yield from (digest for digest in there.values() if digest.job == job and digest.run != except_for)
     with suppress(BatchnlpError):
         for ledger in open_ledgers(root):
-            manifest = ledger.succeeded() if ledger.run not in there else None
+            manifest = ledger.succeeded() if ledger.run not in {*there, except_for} else None
             if manifest is not None and manifest.get("job") == job:
                 yield make(ledger)
 

@@ -122,6 +122,7 @@ class Change:
     after: str
     delta: str
     notable: str = ""  # a sentence where it is more than chance and matters; then it is among the verdict's points
+    chief: bool = False  # of interest every morning, notable or not
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,13 +39,20 @@ def share(value: float) -> str:
 
 
 def points(value: float) -> str:
-    """The difference of two shares: +3.1 points."""
-    return f"{100 * value:+.1f} points" if abs(value) < 0.1 else f"{100 * value:+.0f} points"
+    """The difference of two shares: +3.1 points; empty where it is none to speak of."""
+    told = f"{100 * value:+.1f}" if abs(value) < 0.1 else f"{100 * value:+.0f}"
+    return f"{told} points" if float(told) else ""
+
+
+def difference(before: float, after: float) -> str:
+    """+0.031; empty where it is none to speak of."""
+    told = f"{after - before:+.3f}"
+    return told if float(told) else ""
 
 
 def ratio(before: float, after: float) -> str:
-    """+12 %, 3.4 times; empty where there is nothing to divide by."""
-    if not before or not after:
+    """+12 %, 3.4 times; empty where it is the same, or there is nothing to divide by."""
+    if not before or not after or f"{after / before:.2f}" == "1.00":
         return ""
     times = after / before
     return f"{times:.2g} times" if times >= 2 else f"{100 * (times - 1):+.0f} %"
