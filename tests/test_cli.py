@@ -38,6 +38,7 @@ FLAGS = {
     "status": ["--help", "--json"],
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
+    "load": ["--help", "--json", "--set", "--to"],
     "report": ["--columns", "--compare", "--help", "--json", "--output"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
 }
