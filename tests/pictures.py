@@ -29,7 +29,7 @@ PICTURES: dict[str, tuple[str, str, list[str], str, bool]] = {
     "classify": ("sentiment", "sections", ["job=sections", "task.on_long=fail", "limits.max_failed=30%",
                                            "source.rows_per_shard=40"], '[[section, "!=", howto]]', False),
     "ner": ("entities", "ner", ["source.rows_per_shard=40"], '[[section, "!=", glossary]]', False),
-    "generate": ("stories", "gpt2", ["source.rows_per_shard=10"], '[[section, "==", glossary], [title, "<", M]]', True),
+    "generate": ("stories", "gpt2", ["source.rows_per_shard=10"], '[[section, "==", glossary], [title, "!=", GIL]]', True),
 }  # fmt: skip
 
 
