@@ -297,6 +297,8 @@ class Part:
     seconds: dict[str, float]  # encode, forward, write
     codes: dict[str, int] = field(default_factory=dict)  # dead letters by code
     note: str = ""  # what the backend did otherwise than it would, and why
+    invocation: str = field(default="", compare=False)  # who committed it; filled with the commit, as is
+    committed: float = field(default=0.0, compare=False)  # when, in Unix time: to be looked at, nothing depends on it
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,7 @@ FLAGS = {
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
     "load": ["--help", "--json", "--set", "--to"],
+    "report": ["--columns", "--compare", "--help", "--json", "--output"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
     "schedule list": ["--help", "--json", "--state"],
     "schedule run": ["--help", "--state"],
@@ -130,7 +131,7 @@ def test_help_loads_nothing_heavy(args: list[str]) -> None:
 def test_looking_at_an_output_loads_no_model_libraries(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out = tmp_path / "out"
     assert classify(corpus(), out, classifier).exit_code == 0
-    for args in (["status", out], ["verify", out], ["collect", out, "-o", tmp_path / "all.csv"]):
+    for args in (["status", out], ["verify", out], ["collect", out, "-o", tmp_path / "all.csv"], ["report", out]):
         code, modules = loaded_after(*args)
         assert code == 0
         assert not modules & {"torch", "transformers", "tokenizers", "ray"}, args

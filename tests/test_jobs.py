@@ -70,6 +70,8 @@ def ran(name: str, runner: str, out: Path, *settings: str) -> tuple[Result, pa.T
     chosen += ["engine.dtype=float32", "engine.device=cpu"]
     result = invoke("run", f"jobs/{name}.yaml", "--json", *(part for key in chosen for part in ("--set", key)))
     assert result.exit_code == 0, result.output
+    page = Path(last_json(result)["report"]).read_text(encoding="utf-8")
+    assert '<div class="word">Done' in page, "every task has its page"
     return result, pa.concat_tables(map(pq.read_table, sorted(out.glob("part-*.parquet"))))
 
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from batchnlp.cli.show import message, print_json, print_table, run_shown
+from batchnlp.cli.running import run_shown
+from batchnlp.cli.show import message, print_json, print_table
 from batchnlp.errors import BatchnlpError, SpecError, UsageError
 from batchnlp.job.dates import parse_date
 from batchnlp.job.spec import JobSpec
@@ -73,11 +74,11 @@ def _check(specs: Sequence[JobSpec]) -> None:
 
 def _run(spec: JobSpec) -> _Day:
     try:
-        result = run_shown(spec)
+        result, page = run_shown(spec)
     except BatchnlpError as error:
         message(f"batchnlp: {error}", "error")
         return _Day(spec.date, "error", error.exit_code, str(error), {})
-    return _Day(spec.date, result.status, result.exit_code, result.message, asdict(result))
+    return _Day(spec.date, result.status, result.exit_code, result.message, {**asdict(result), "report": page})
 
 
 def _show(days: Sequence[_Day], as_json: bool) -> None:

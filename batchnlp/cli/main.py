@@ -190,6 +190,19 @@ def load(out: str, kind: str, settings: tuple[str, ...], as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("outs", nargs=-1, required=True, metavar="OUT...")
+@click.option("--compare", is_flag=True, help="What differs between the last runs of two outputs.")
+@click.option("-o", "--output", metavar="FILE", help="The file to write, or - for stdout; OUT/_report.html without it.")
+@click.option("--columns", help="Kept columns that sample rows show too, separated by commas; they may hold documents.")
+@json_option
+def report(outs: tuple[str, ...], compare: bool, output: str | None, columns: str | None, as_json: bool) -> None:
+    """Write a page on how the last run in OUT went, what it found, and what changed since the one before."""
+    from batchnlp.cli.report import write_report
+
+    write_report(outs, compare, output, columns, as_json)
+
+
+@main.command()
 @click.argument("spec")
 @set_option
 @click.option("--any-dtype", is_flag=True, help="Try float32 and bfloat16 where the job leaves the dtype open.")

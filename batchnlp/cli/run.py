@@ -8,7 +8,8 @@ from typing import Any
 
 from batchnlp.cli.backfill import backfill, dates_between
 from batchnlp.cli.look import show_plan
-from batchnlp.cli.show import print_json, run_shown
+from batchnlp.cli.running import run_shown
+from batchnlp.cli.show import print_json
 from batchnlp.errors import SpecError
 from batchnlp.job.dates import parse_date
 from batchnlp.job.load import build_spec, load_spec
@@ -48,8 +49,8 @@ def run_file(path: str, flags: Mapping[str, Any], as_json: bool) -> int:
 
 
 def execute(spec: JobSpec, as_json: bool) -> int:
-    """Run, with a live line and a summary on stderr."""
-    result = run_shown(spec)
+    """Run, with a live line and a summary on stderr, and a page in the output."""
+    result, page = run_shown(spec)
     if as_json:
-        print_json(asdict(result))
+        print_json({**asdict(result), "report": page})
     return result.exit_code

@@ -18,8 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchnlp.cli.streams import Messages, discard, log_line, logs_json
-from batchnlp.engine.driver import Progress, RunResult, run_job
-from batchnlp.job.spec import JobSpec
+from batchnlp.engine.driver import Progress, RunResult
 from batchnlp.types import many
 
 FIRST_PLAIN = 5.0  # seconds until the first plain line; each wait is half as long again, up to
@@ -111,14 +110,6 @@ class LiveLine:
             message(line_of(progress), progress=asdict(progress))
             self._wait = min(self._wait * 1.5, LAST_PLAIN)
             self._next = progress.seconds + self._wait
-
-
-def run_shown(spec: JobSpec) -> RunResult:
-    """Run a job, with the live line and the summary."""
-    with LiveLine() as line:
-        result = run_job(spec, line.update)
-    print_summary(result)
-    return result
 
 
 def print_summary(r: RunResult) -> None:

@@ -11,8 +11,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import IO, Any, Literal, Protocol
 
 import numpy as np
@@ -50,14 +51,26 @@ def read_dead(ledger: Ledger, part: Part) -> pa.Table | None:
     return next((_read(ledger, part, f) for f in part.files if f.kind == "dead"), None)
 
 
-def _read(ledger: Ledger, part: Part, file: PartFile) -> pa.Table:
+def read_columns(ledger: Ledger, part: Part, columns: Sequence[str], rows: int | None = None) -> Iterator[pa.Table]:
+    """Some columns (or leaves of them, as entities.list.element.label) of the results of a shard, a file at a time, in no
+    order; of each file the first `rows`, without it all."""
+    return (_read(ledger, part, file, columns, rows) for file in part.files if file.kind == "rows")
+
+
+def _read(
+    ledger: Ledger, part: Part, file: PartFile, columns: Sequence[str] | None = None, rows: int | None = None
+) -> pa.Table:
     path, hint = ledger.store.path(file.name), ledger.redo_hint(part.shard)
     if damage := ledger.damage(file):
         raise CorruptError(f"{path} {damage}", hint)
     try:
         # Not as a data set: the key=value folders are columns in the file already.
         with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
-            return parquet.read()
+            wanted = None if columns is None else list(columns)
+            if rows is None:
+                return parquet.read(wanted)
+            batches = list(islice(parquet.iter_batches(rows, columns=wanted), 1))
+            return pa.Table.from_batches(batches, None if parquet.metadata.num_rows else parquet.schema_arrow)
     except PermissionError:
         raise OutputError(f"{path} cannot be read: permission denied", "make it readable") from None
     except (OSError, pa.ArrowException) as error:

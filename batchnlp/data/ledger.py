@@ -18,9 +18,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
 import pyarrow as pa
@@ -152,7 +153,8 @@ class Ledger:
             if not os.path.isfile(path) or os.path.getsize(path) != file.size:
                 raise CorruptError(f"{path} is not there as written", "do all replicas see the same output directory?")
         name = self._commit_name(part.shard)
-        if not self.store.create(name, to_json({**asdict(part), "invocation": invocation})):
+        made = replace(part, invocation=invocation, committed=time.time())
+        if not self.store.create(name, to_json(asdict(made))):
             return False
         if self._compacted(part.shard) is None:
             return True

@@ -162,5 +162,6 @@ def _quote(value: str | None) -> str:
 
 def part_from_json(tree: dict[str, Any]) -> Part:
     """The Part in a `part.json` or a commit."""
-    fields = {name: tree[name] for name in Part.__dataclass_fields__ if name != "note"}
-    return Part(**{**fields, "note": tree.get("note", ""), "files": tuple(PartFile(**f) for f in tree["files"])})
+    later = ("note", "invocation", "committed")  # than the first outputs
+    fields = {name: tree[name] for name in Part.__dataclass_fields__ if name not in later or name in tree}
+    return Part(**{**fields, "files": tuple(PartFile(**f) for f in tree["files"])})

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from batchnlp import registry
 from batchnlp.backends import device as devices
 from batchnlp.data.commits import Commits, Tally
+from batchnlp.data.invocations import Diary
 from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
@@ -162,6 +163,7 @@ class _Run:
         self.listen, self.began, self.interrupt = listen, began, interrupt
         self.spec = prepared.spec
         self.ledger = Ledger(store, prepared.fingerprint)
+        self.diary = Diary(self.ledger, invocation, time.monotonic() - began)
         self.parts = Commits(self.ledger.committed)
         self.total, self.new = Tally(), Tally()  # of all invocations, of this one
         self.before: dict[str, Any] = {}  # the sums of what earlier invocations did
@@ -172,6 +174,12 @@ class _Run:
         self.replaced: list[str] = []
 
     def run(self) -> RunResult:
+        with self.diary:
+            result = self._run()
+            self.diary.result(asdict(result))
+        return result
+
+    def _run(self) -> RunResult:
         refuse_other_runs(self.prepared, self.store)  # again: before the lock was ours, another job may have come
         sweep_dropped(self.store)
         sweep_temporary(self.store)
@@ -185,6 +193,7 @@ class _Run:
         left = [shard for shard in plan.shards if shard.index not in self.parts]
         if left:
             self.ledger.reopen()
+            self.diary.begin()
             self._compute(plan, resolved, threads, left)
         if len(self.parts) < len(plan.shards):
             code = self.interrupt.exit_code
@@ -219,6 +228,7 @@ class _Run:
             while not self.interrupt.signal and not runner.ready(0.2):
                 self._report(runner, runner.note() or "starting")
             self.first = self.last = time.monotonic()
+            self.diary.leased()
             if not self.interrupt.signal:
                 self._loop(runner, plan)
                 self.counters = runner.progress(LAST_COUNTS) or self.counters

@@ -51,7 +51,10 @@ class Prepared:
         """What plan and manifest say of the job."""
         return {
             "job": job_name(self.spec), "spec": self.spec.model_dump(mode="json"), "version": __version__,
-            "model": {"name": self.model.name, "revision": self.model.revision, "weights": self.model.weights},
+            "model": {
+                "name": self.model.name, "revision": self.model.revision, "weights": self.model.weights,
+                "max_length": self.model.max_length,
+            },
         }  # fmt: skip
 
 

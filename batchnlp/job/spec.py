@@ -280,6 +280,7 @@ class OutputSpec(Section):
     mode: Literal["new", "append", "overwrite"] = Field(
         "new", description="Another job's results in the same place: refuse, add to them, or replace them when done."
     )
+    report: bool = Field(True, description="Write a page about the run, _report.html, when it ends.")
 
     @field_validator("path")
     @classmethod
