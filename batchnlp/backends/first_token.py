@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchnlp.backends.canary import deviation
+
 Pick = Callable[[Tensor], Tensor]  # states of all tokens → [B, 1, H] those of the first ones
 
 
@@ -42,8 +44,7 @@ def cut_last_layer(model: Any) -> list[Any]:
             after = _first_state(model(**example))
         except (RuntimeError, TypeError, IndexError):  # its attention takes or gives something else
             after = torch.full_like(before, torch.nan)
-    far = (after - before).abs().max() / before.std().clamp(min=1e-6)
-    if far <= (1e-3 if model.dtype == torch.float32 else 0.1):
+    if deviation(after, before) <= (1e-3 if model.dtype == torch.float32 else 0.1):
         return hooks
     for hook in hooks:
         hook.remove()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -94,46 +95,56 @@ class TorchEncoder(TorchBackend):
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed by mypy
     def forward(self, pieces: Pieces, known: Known | None = None) -> Raw:
-        """All pieces of a shard. A GPU computes a batch while the next one is made ready."""
-        lengths, executed, tokens = pieces.lengths, 0, 0
-        began = last = perf_counter()
+        """All pieces of a shard."""
+        began = perf_counter()
         twins = _twins(pieces, known)
-        waiting = deque(replace(batch, index=twins.asked[batch.index]) for batch in self._batches(lengths[twins.asked]))
-        flying: deque[_Flight] = deque()
-        answers: list[tuple[Batch, Any]] = []
-        failed: dict[int, tuple[str, str]] = {}  # piece → code and message
-        while waiting or flying:
-            if self.aborted():
-                raise Aborted
-            launch = bool(waiting) and len(flying) <= self._ahead
-            batch = waiting.popleft() if launch else flying[0].batch
-            if launch and batch.tokens > self.tokens_per_batch and len(batch.index) > 1:
-                waiting.extendleft(reversed(halve(batch, lengths)))  # the budget has shrunk since it was packed
-                continue
-            try:
-                if launch:
-                    flying.append(self._launch(pieces, batch, lengths))
-                    continue
-                answers.append((batch, _landed(flying.popleft())))
-            except Exception as error:  # noqa: BLE001 - whatever a model raises, it is about these documents
-                self._fail(error, batch, pieces, waiting, failed)
-                continue
-            self._worked = True
-            real = int(lengths[batch.index].sum())
-            executed, tokens = executed + batch.tokens, tokens + real
-            now = perf_counter()
-            self.on_batch(len(batch.index), real, batch.tokens, now - last)
-            last = now
+        answers, failed = self._answers(pieces, twins.asked)
         self.on_batch(len(pieces) - len(twins.asked), 0, 0, 0.0)
-        values = self._gather(answers, pieces)
-        by_token = self.kind in BY_TOKEN
-        values = values[ranges(pieces.starts[twins.first], lengths)] if by_token else _shared(twins, values, known)
+        values, by_token = self._gather(answers, pieces), self.kind in BY_TOKEN
+        values = (
+            values[ranges(pieces.starts[twins.first], pieces.lengths)] if by_token else _shared(twins, values, known)
+        )
         failures = [
             Failure(doc, "forward", *reason)
             for piece, reason in failed.items()
             for doc in np.unique(pieces.doc[twins.first == piece]).tolist()
         ]
+        tokens = sum(int(pieces.lengths[batch.index].sum()) for batch, _ in answers)
+        executed = sum(batch.tokens for batch, _ in answers)
         return Raw(self.kind, values, tuple(failures), tokens, executed, perf_counter() - began)
+
+    def _answers(self, pieces: Pieces, asked: Int64) -> tuple[list[tuple[Batch, Any]], dict[int, tuple[str, str]]]:
+        """(what each batch was answered, why pieces have no answer); a GPU computes one while the next is made ready."""
+        lengths, last = pieces.lengths, perf_counter()
+        waiting = deque(replace(batch, index=asked[batch.index]) for batch in self._batches(lengths[asked]))
+        flying: deque[_Flight] = deque()
+        answers: list[tuple[Batch, Any]] = []
+        failed: dict[int, tuple[str, str]] = {}
+        try:
+            while waiting or flying:
+                if self.aborted():
+                    raise Aborted
+                launch = bool(waiting) and len(flying) <= self._ahead
+                batch = waiting.popleft() if launch else flying[0].batch
+                if launch and batch.tokens > self.tokens_per_batch and len(batch.index) > 1:
+                    waiting.extendleft(reversed(halve(batch, lengths)))  # the budget has shrunk since it was packed
+                    continue
+                try:
+                    if launch:
+                        flying.append(self._launch(pieces, batch, lengths))
+                        continue
+                    answers.append((batch, _landed(flying.popleft())))
+                except Exception as error:  # noqa: BLE001 - whatever a model raises, it is about these documents
+                    self._fail(error, batch, pieces, waiting, failed)
+                    continue
+                self._worked, now = True, perf_counter()
+                self.on_batch(len(batch.index), int(lengths[batch.index].sum()), batch.tokens, now - last)
+                last = now
+        finally:
+            for flight in flying:  # where the run ends early: their memory is written to until they are done
+                with suppress(Exception):
+                    flight.wait()
+        return answers, failed
 
     def _fail(
         self, error: Exception, batch: Batch, pieces: Pieces, waiting: deque[Batch], failed: dict[int, tuple[str, str]]
