@@ -17,7 +17,7 @@ import tiny
 from batchnlp.backends import canary, openvino_encoder, torch_encoder
 from batchnlp.backends.base import Aborted
 from batchnlp.backends.device import Hardware, resolve, resume
-from batchnlp.backends.fallback import fast_or_plain
+from batchnlp.backends.fallback import fast_or_plain, reason
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.openvino_encoder import OpenVinoEncoder
 from batchnlp.backends.torch_encoder import TorchEncoder
@@ -203,3 +203,8 @@ def test_an_error_of_the_job_is_no_reason_to_try_torch() -> None:
 
     with pytest.raises(Interrupted):
         fast_or_plain(stopped, never, "on torch")
+
+
+def test_why_a_model_is_not_converted_is_the_models_own_word() -> None:
+    said = "Couldn't get TorchScript module by tracing.\nException:\nno such head\nPlease check correctness of provided"
+    assert reason(RuntimeError(f"{said} 'example_input'.\n You can also provide ...")) == "RuntimeError: no such head"

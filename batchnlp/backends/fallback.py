@@ -10,6 +10,7 @@ from batchnlp.backends.base import Backend
 from batchnlp.backends.packed_attention import Unsupported
 from batchnlp.errors import BatchnlpError
 
+ADVICE = "Please check correctness of provided"  # where OpenVINO ends to say what is wrong
 Made = TypeVar("Made", bound=Backend)
 
 
@@ -31,5 +32,6 @@ def reason(error: Exception) -> str:
     """Why a model is not run so, in a line: OpenVINO's errors are pages, the last line of which says what they are about."""
     if isinstance(error, Unsupported):
         return str(error)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = str(error).partition(ADVICE)[0]
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:150]

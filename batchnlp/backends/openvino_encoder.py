@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from batchnlp.backends.answer import Answer
-from batchnlp.backends.canary import LENGTHS, check_close
+from batchnlp.backends.canary import check_close, padded, sequences, unpadded
 from batchnlp.backends.fallback import fast_or_plain
 from batchnlp.backends.openvino_library import load_openvino
 from batchnlp.backends.token_heads import BY_TOKEN
@@ -59,12 +60,12 @@ class OpenVinoEncoder(TorchEncoder):
         super().__init__(model, resolved, kind, threads, dtype="float32")
         self._openvino = openvino
         self._typed = "token_type_ids" in inspect.signature(self._model.forward).parameters
-        example = self._canary()
+        rows = sequences(self._model.config, model.max_length)
+        example, part = self._example(rows), self._example([row[-9:] for row in rows[:2]])
         with torch.inference_mode():
             wanted = self._answer.whole(**example)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing, about shapes it takes for constants: the canary has others
-            part = {name: values[:2, :9] for name, values in example.items()}
             converted = openvino.convert_model(_Whole(self._answer), example_input=part)
         compiled = openvino.Core().compile_model(converted, "CPU", {
             "INFERENCE_PRECISION_HINT": "bf16" if resolved.dtype == "bfloat16" else "f32",
@@ -75,17 +76,14 @@ class OpenVinoEncoder(TorchEncoder):
         self._names = [next(name for name in example if name in port.get_names()) for port in compiled.inputs]
         self._ahead = threads
         self._idle = [compiled.create_infer_request() for _ in range(threads + 1)]
-        got = self._start(Batch(np.arange(len(LENGTHS)), max(LENGTHS)), example)
+        got = self._start(Batch(np.arange(len(rows)), max(map(len, rows))), example)
         got.wait()
-        check_close(got.host, wanted, resolved.dtype)
+        check_close(unpadded(got.host, rows), unpadded(wanted, rows), resolved.dtype)
         self._model = self._answer.model = None  # OpenVINO has the weights
 
-    def _canary(self) -> dict[str, torch.Tensor]:
-        lengths = torch.tensor(LENGTHS)
-        mask = (torch.arange(max(LENGTHS)) < lengths[:, None]).long()
-        generator = torch.Generator().manual_seed(5)
-        ids = torch.randint(self._model.config.vocab_size, mask.shape, generator=generator)
-        return self._complete({"input_ids": ids.where(mask.bool(), self._pad), "attention_mask": mask})
+    def _example(self, rows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        ids, mask = padded(rows, self._pad)
+        return self._complete({"input_ids": ids, "attention_mask": mask})
 
     def _complete(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The graph has no optional inputs."""

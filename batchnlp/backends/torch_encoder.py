@@ -24,6 +24,7 @@ from torch import Tensor
 
 from batchnlp.backends.answer import Answer, Pooler
 from batchnlp.backends.base import Aborted
+from batchnlp.backends.canary import padding_changes
 from batchnlp.backends.first_token import cut_last_layer
 from batchnlp.backends.token_heads import BY_TOKEN, token_rows
 from batchnlp.backends.torch_model import TorchBackend, give_up, is_out_of_memory, judge, load_model
@@ -81,9 +82,14 @@ class TorchEncoder(TorchBackend):
         self._model = load_model(model, getattr(torch, dtype or resolved.dtype), kind).to(self.device)
         pooler = Pooler(model, self.device) if kind == "vectors" else None
         self._answer = Answer(self._model, kind, pooler)
-        self._cut = cut_last_layer(self._model) if self._first_only else []
+        self._cut = cut_last_layer(self._model, model.max_length) if self._first_only else []
         self._pad = int(self._model.config.pad_token_id or 0)
         self._worked = False
+        self._even = padding_changes(
+            self._answer.whole, self._model.config, model.max_length, self.device, dtype or resolved.dtype
+        )
+        if self._even:
+            self.note = "batches of one length each, because padding would change this model's answers"
         self._ahead = int(self.device.type == "cuda")  # batches that are launched before the last one is awaited
 
     def run(self, feed: Feed) -> Iterator[tuple[Any, Raw]]:
@@ -170,7 +176,7 @@ class TorchEncoder(TorchBackend):
 
     def _batches(self, lengths: Int64) -> Iterator[Batch]:
         """What goes through the model together."""
-        return pack(lengths, self.tokens_per_batch)
+        return pack(lengths, self.tokens_per_batch, even=self._even)
 
     def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
         """Begin with a batch; its answer comes to host memory by itself, so that its errors show one batch later."""
