@@ -281,3 +281,27 @@ def test_an_empty_shard_has_an_empty_answer(tmp_path: Path) -> None:
     for name in ("llama", "bloom"):
         raw = generator(small.make(name), tmp_path / name).forward(small.pieces([]))
         assert (len(raw.ids), raw.starts.tolist(), raw.finish) == (0, [0], ())
+
+
+def test_a_row_that_turns_all_positions_otherwise_is_alone(tmp_path: Path) -> None:
+    model = small.longrope()
+    short = small.prompts(8, longest=14)
+    prompts = [*short, *small.prompts(3, longest=14, head=60, seed=2), *small.prompts(8, longest=4, head=18)]
+    made = generator(model, tmp_path, max_new_tokens=8)
+    assert isinstance(made.engine, InFlight), made.note
+    assert answers(made.forward(small.pieces(prompts))) == [small.alone(model, prompt, 8) for prompt in prompts]
+    most: list[int] = []
+    step = made.engine._step
+    made.engine._step = lambda: (most.append(len(made.engine._rows)), step())[1]  # type: ignore[method-assign, union-attr]
+    made.forward(small.pieces(short))
+    assert max(most) > 1, "short ones go together"
+
+
+def test_progress_counts_what_has_the_same_prompt(tmp_path: Path) -> None:
+    prompts = small.prompts(5)
+    for name in ("llama", "bloom"):
+        made = generator(small.make(name), tmp_path / name, max_new_tokens=4)
+        rows: list[int] = []
+        made.on_batch = lambda answered, *_, rows=rows: rows.append(answered)  # type: ignore[misc]
+        made.forward(small.pieces(prompts * 3))
+        assert sum(rows) == 15, name

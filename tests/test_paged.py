@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import pytest
 import small_models as small
 from test_generator import Feed, answers
 
-from batchnlp.backends import openvino_generator
+from batchnlp.backends import openvino_generator, torch_generator
+from batchnlp.backends import paged as paged_model
 from batchnlp.backends.device import Hardware, resolve
 from batchnlp.backends.in_flight import InFlight
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.openvino_generator import OpenVinoGenerator
 from batchnlp.backends.paged import PagedModel
 from batchnlp.backends.torch_generator import TorchGenerator
+from batchnlp.backends.torch_model import load_model
 from batchnlp.job.spec import EngineSpec
 from batchnlp.types import Decoding, Resolved
 
@@ -135,3 +138,20 @@ def test_a_job_that_says_nothing_runs_on_it(corpus: commands.Corpus, tmp_path: P
         assert commands.last_json(result)["resolved"]["backend"] == {"auto": "openvino"}.get(backend, backend)
         rows[backend] = commands.rows_of(tmp_path / backend)
     assert rows["auto"] == rows["torch"]
+
+
+def test_a_model_that_is_given_up_has_left_memory_when_it_is_loaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref[Any]] = []
+
+    def loaded(*args: Any) -> Any:
+        assert not [weights for weights in seen if weights() is not None]
+        model = load_model(*args)
+        seen.extend(weakref.ref(module) for module in model.modules())
+        return model
+
+    monkeypatch.setattr(torch_generator, "load_model", loaded)
+    made = generator(small.make("gemma2"), tmp_path, max_new_tokens=8)
+    assert type(made) is TorchGenerator
+    assert not paged_model._layers

@@ -34,6 +34,7 @@ class InFlight:
         self._slots, self._chooser = slots, chooser
         self._begin = begin if slots.seq2seq else None
         self._budget, self._tokens_per_batch = budget, tokens_per_batch
+        self._stretched = stretched_from(slots.model.config)
         self.most = self._limit = ROWS[slots.device.type]
         self.row_steps = self.prefilled = 0  # rows computed one token on, prompt tokens computed: for benchmarks
         self._worked = False
@@ -92,7 +93,8 @@ class InFlight:
             size = int(job.pieces.lengths[piece])
             need = max(need, size + int(job.limits[piece]) + self._slots.seq2seq)
             if (rows or self._rows) and (
-                (len(self._rows) + len(rows) + 1) * need > self._budget
+                need > self._stretched  # it, or the one that is there, must be alone
+                or (len(self._rows) + len(rows) + 1) * need > self._budget
                 or (rows and tokens + size > self._tokens_per_batch)
             ):
                 break
@@ -104,7 +106,7 @@ class InFlight:
     def _enter(self, rows: list[Row]) -> None:
         slots, base, began = self._slots, len(self._rows), perf_counter()
         job = rows[0].job
-        past = self._shared(job)
+        past = 0 if rows[0].need > self._stretched else self._shared(job)
         slots.reserve(base + len(rows), max(len(row.prompt) for row in rows), max(len(row.source) for row in rows))
         if past:
             slots.put_prefix(list(range(base, base + len(rows))))
@@ -216,3 +218,13 @@ class InFlight:
         for row in reversed(together):
             row.job.pending.append(row.piece)
             self._suspects.add((id(row.job), row.piece))
+
+
+def stretched_from(config: Any) -> int:
+    """Positions beyond which a model (of longrope) computes all of them otherwise, by the longest row of the call: then
+    what shares a call, or a prefix, would change answers."""
+    ropes = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    found = [
+        rope for rope in (ropes, *ropes.values()) if isinstance(rope, dict) and rope.get("rope_type") == "longrope"
+    ]
+    return min((int(rope["original_max_position_embeddings"]) for rope in found), default=1 << 62)

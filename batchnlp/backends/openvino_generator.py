@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from batchnlp.backends.canary import compare
+from batchnlp.backends.fallback import fast_or_plain
 from batchnlp.backends.in_flight import ROWS, InFlight
-from batchnlp.backends.openvino_library import load_openvino, reason
+from batchnlp.backends.openvino_library import load_openvino
 from batchnlp.backends.packed_attention import Unsupported
 from batchnlp.backends.paged import PagedModel
 from batchnlp.backends.torch_generator import TorchGenerator
@@ -23,15 +24,11 @@ def make(
 ) -> TorchGenerator:
     """The generator on OpenVINO; where it does not do this model justice, on torch."""
     openvino = load_openvino()
-    try:
-        return OpenVinoGenerator(openvino, model, resolved, kind, threads, decoding)
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong with the canary, torch is right
-        why = str(error) if isinstance(error, Unsupported) else reason(error)
-    generator = TorchGenerator(model, resolved, kind, threads, decoding)
-    generator.note = "; ".join(
-        filter(None, [f"on torch, because OpenVINO does not run this model: {why}", generator.note])
+    return fast_or_plain(
+        lambda: OpenVinoGenerator(openvino, model, resolved, kind, threads, decoding),
+        lambda: TorchGenerator(model, resolved, kind, threads, decoding),
+        "on torch, because OpenVINO does not run this model",
     )
-    return generator
 
 
 class OpenVinoGenerator(TorchGenerator):

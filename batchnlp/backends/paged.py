@@ -244,8 +244,11 @@ def _converted(openvino: Any, model: Any) -> Any:
             if _refused:
                 raise Unsupported(_refused[0]) from error
             raise
-    _page(openvino, graph)
-    return graph
+        else:
+            _page(openvino, graph)
+            return graph
+        finally:
+            _layers.clear()  # they would keep the model's weights in memory
 
 
 def _marked(context: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import asdict
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from batchnlp.cli.show import duration, message, print_json, print_table, size
 from batchnlp.data import collect as collecting
@@ -16,16 +16,31 @@ from batchnlp.errors import OutputError
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import many
 
+if TYPE_CHECKING:
+    from batchnlp.engine.estimate import Estimate
+
 
 def show_plan(spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False) -> None:
     """Estimates of a job."""
-    from batchnlp.engine.estimate import Estimate, estimate
+    from batchnlp.engine.estimate import estimate
     from batchnlp.engine.planner import prepare
 
-    found: Estimate = estimate(prepare(spec), full=full, probe=probe)
+    found = estimate(prepare(spec), full=full, probe=probe)
     if as_json:
         print_json(asdict(found))
         return
+    print_table("", ("", ""), _plan_rows(found))
+    if not found.histogram:
+        return
+    most = max(found.histogram.values(), default=1)
+    print_table(
+        "\ntokens a document", ("", "", ""),
+        [(name, n, "#" * max(1, round(40 * n / most))) for name, n in found.histogram.items()],
+    )  # fmt: skip
+
+
+def _plan_rows(found: Estimate) -> list[tuple[str, str]]:
+    """The figures of an estimate, each with its name."""
     memory = ", ".join(f"{name} {size(n)}" for name, n in found.memory.items())
     eta = (
         "unknown; --probe measures it"
@@ -52,15 +67,8 @@ def show_plan(spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool =
     ]
     if found.resolved["backend"] == "http":
         unknown = "tokens", "over the limit", "padding", "memory a replica", "time"  # but to the server
-        rows = [row for row in rows if row[0] not in unknown]
-    print_table("", ("", ""), rows)
-    if not found.histogram:
-        return
-    most = max(found.histogram.values(), default=1)
-    print_table(
-        "\ntokens a document", ("", "", ""),
-        [(name, n, "#" * max(1, round(40 * n / most))) for name, n in found.histogram.items()],
-    )  # fmt: skip
+        return [row for row in rows if row[0] not in unknown]
+    return rows
 
 
 def show_status(out: str, as_json: bool) -> None:
