@@ -33,7 +33,8 @@ BACKENDS = {  # by the kind of raw answer
         "completions": GENERATOR,
     },
     "openvino": {
-        "scores": OPENVINO, "vectors": OPENVINO, "completions": "batchnlp.backends.openvino_generator:make",
+        "scores": OPENVINO, "vectors": OPENVINO, "token_scores": OPENVINO, "span_scores": OPENVINO,
+        "completions": "batchnlp.backends.openvino_generator:make",
     },
     "vllm": {"completions": "batchnlp.backends.vllm_generator:VllmGenerator"},
     "http": {"replies": "batchnlp.backends.http:HttpBackend"},

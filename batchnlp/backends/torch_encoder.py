@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from batchnlp.backends.base import Aborted
+from batchnlp.backends.first_token import cut_last_layer
 from batchnlp.backends.token_heads import BY_TOKEN, best_labels, borders, token_rows
 from batchnlp.backends.torch_model import TorchBackend, give_up, is_out_of_memory, judge, load_model
 from batchnlp.errors import ModelError
@@ -77,7 +78,10 @@ class TorchEncoder(TorchBackend):
         super().__init__(resolved, threads)
         self.kind = kind
         self._model = load_model(model, getattr(torch, dtype or resolved.dtype), kind).to(self.device)
-        self._answer = Answer(self._model, kind, Pooler(model, self.device) if kind == "vectors" else None)
+        pooler = Pooler(model, self.device) if kind == "vectors" else None
+        if kind == "scores" or (pooler is not None and pooler.modes == ["cls"]):
+            cut_last_layer(self._model)
+        self._answer = Answer(self._model, kind, pooler)
         self._pad = int(self._model.config.pad_token_id or 0)
         self._worked = False
         self._ahead = int(self.device.type == "cuda")  # batches that are launched before the last one is awaited
@@ -221,13 +225,21 @@ class Answer(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by
         word: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """All inputs [B, L]."""
+        return self.reduced(self.whole(input_ids, attention_mask, token_type_ids), word)
+
+    def whole(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """What the model says, of every label for every token where it judges tokens."""
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         out = self.model(input_ids=input_ids, attention_mask=attention_mask, **more)
         if self.pooler is not None:
             return self.pooler(out.last_hidden_state, attention_mask)
-        if self.kind == "span_scores":
-            return borders(out)
-        return best_labels(out.logits, word) if self.kind == "token_scores" else out.logits.float()
+        return borders(out) if self.kind == "span_scores" else out.logits.float()
+
+    def reduced(self, whole: Tensor, word: Tensor | None) -> Tensor:
+        """What of it leaves the device."""
+        return best_labels(whole, word) if self.kind == "token_scores" else whole
 
 
 class Pooler(torch.nn.Module):  # type: ignore[misc]
@@ -235,8 +247,8 @@ class Pooler(torch.nn.Module):  # type: ignore[misc]
 
     def __init__(self, model: ModelFiles, device: torch.device) -> None:
         super().__init__()
-        self._modes = next((m["modes"] for m in model.modules if m["type"] == "Pooling"), ["mean"])
-        self.width = model.hidden_size * len(self._modes)
+        self.modes = next((m["modes"] for m in model.modules if m["type"] == "Pooling"), ["mean"])
+        self.width = model.hidden_size * len(self.modes)
         self._dense = torch.nn.Sequential()
         for module in model.modules:
             if module["type"] == "Dense":
@@ -246,7 +258,7 @@ class Pooler(torch.nn.Module):  # type: ignore[misc]
     def forward(self, states_BLH: Tensor, mask_BL: Tensor | None) -> Tensor:
         """[B, width] float32."""
         states = states_BLH.float()
-        parts = [pool(states, mask_BL, mode) for mode in self._modes]
+        parts = [pool(states, mask_BL, mode) for mode in self.modes]
         vectors = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         return self._dense(vectors)
 

@@ -230,7 +230,8 @@ class EngineSpec(Section):
         "auto", description="auto: bfloat16 where the hardware computes in it."
     )
     backend: Literal["auto", "torch", "openvino", "vllm", "http"] = Field(
-        "auto", description="What runs the model; auto: on a CPU OpenVINO, where installed and fit for the model, else torch."
+        "auto",
+        description="What runs the model; auto: on a CPU OpenVINO, where installed and fit for the model, else torch.",
     )
     url: str | None = Field(None, description="http: base of an OpenAI-compatible API, as http://localhost:8000/v1.")
     api_key_env: str | None = Field(
