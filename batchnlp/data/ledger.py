@@ -25,6 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from batchnlp import failpoints
 from batchnlp.data import manifests
 from batchnlp.data.commits import Commits, Segments, Tally
 from batchnlp.data.parts import part_from_json, staging_folder
@@ -141,8 +142,11 @@ class Ledger:
             )
             raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
         folder = staging_folder(self.control, part.shard, part.attempt)
+        failpoints.reach("commit")
         first = self.find(part.shard) is None and self._create_commit(part, folder, invocation)
+        failpoints.reach("committed")
         self.publish(part if first else self.committed(part.shard))  # its own driver may have died before it did that
+        failpoints.reach("published")
         self.store.remove(folder)
         return first
 
@@ -239,6 +243,7 @@ class Ledger:
                 manifest.add({**asdict(file), "shard": part.shard} for file in part.files)
             if not success and self.fingerprint in live(self.store):
                 self.store.remove(SUCCESS)  # before the manifest says otherwise
+            failpoints.reach("manifest")
             sums_ = total.sums()
             manifest.close({"run": self.run, "fingerprint": self.fingerprint, **about, **sums_, "success": success})
         self.store.remove(f"{self.control}/staging")
@@ -305,6 +310,7 @@ def settle(store: LocalStore) -> None:
         return
     tree = {"runs": [name[:8] for name in names], **{key: sum(m[key] for m in complete) for key in ("rows", "dead")}}
     if store.read(SUCCESS) != to_json(tree):
+        failpoints.reach("success")
         store.replace(SUCCESS, to_json(tree))
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchnlp import failpoints
 from batchnlp.data.store import LocalStore, explain_full, fsync, sha256_file, to_json
 from batchnlp.types import Docs, Failure, InputFile, Part, PartFile
 
@@ -84,13 +85,15 @@ def write_parquet(table: pa.Table, path: str) -> None:
 class PartWriter:
     """Writes the parts of one run."""
 
-    def __init__(self, store: LocalStore, fingerprint: str, partition_by: Sequence[str]) -> None:
-        self._store, self._partition_by = store, list(partition_by)
+    def __init__(
+        self, store: LocalStore, fingerprint: str, partition_by: Sequence[str], generation: int = 0
+    ) -> None:
+        self._store, self._partition_by, self._generation = store, list(partition_by), generation
         self._control, self._fp8 = f"_batchnlp/{fingerprint}", fingerprint[:8]
 
     def write(self, shard: int, attempt: str, table: pa.Table, dead: pa.Table, measured: dict[str, Any]) -> Part:
         """Write all files of a shard, fsync them, then `part.json`. `measured` fills tokens, executed, seconds and note."""
-        folder = self._store.path(staging_folder(self._control, shard, attempt))
+        folder = self._store.path(staging_folder(self._control, shard, attempt, self._generation))
         with explain_full(self._store.root):
             files = [self._file(folder, name, t, kind) for name, t, kind in self._tables(shard, table, dead)]
             part = Part(
@@ -99,15 +102,17 @@ class PartWriter:
                 codes=dict(Counter(dead["code"].to_pylist())), **measured,
             )  # fmt: skip
             os.makedirs(folder, exist_ok=True)
+            failpoints.reach("write")
             path = os.path.join(folder, "part.json")
             with open(path, "wb") as handle:
                 handle.write(to_json(asdict(part)))
             fsync(path)
             fsync(folder)
+        failpoints.reach("written")
         return part
 
     def _tables(self, shard: int, table: pa.Table, dead: pa.Table) -> Iterator[tuple[str, pa.Table, Any]]:
-        name = f"{shard:05d}-{self._fp8}.parquet"
+        name = f"{shard_name(shard, self._generation)}-{self._fp8}.parquet"
         if not self._partition_by:
             yield f"part-{name}", table, "rows"
         elif len(table):
@@ -131,9 +136,14 @@ class PartWriter:
         return PartFile(name, len(table), os.path.getsize(path), sha256_file(path), kind)
 
 
-def staging_folder(control: str, shard: int, attempt: str) -> str:
+def shard_name(shard: int, generation: int = 0) -> str:
+    """What the files of a shard are called by; `generation` is that of its plan."""
+    return f"r{generation}-{shard:05d}" if generation else f"{shard:05d}"
+
+
+def staging_folder(control: str, shard: int, attempt: str, generation: int = 0) -> str:
     """Where an attempt writes."""
-    return f"{control}/staging/{shard:05d}.{attempt}"
+    return f"{control}/staging/{shard_name(shard, generation)}.{attempt}"
 
 
 def _folders(table: pa.Table, keys: list[str]) -> list[str]:

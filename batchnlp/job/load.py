@@ -14,12 +14,13 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from batchnlp import failpoints
 from batchnlp.errors import SpecError
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import nearest
 
 ENV_PREFIX = "BATCHNLP_"
-ENV_OTHER = {"BATCHNLP_CACHE"}  # variables of ours that are no spec keys
+ENV_OTHER = {"BATCHNLP_CACHE", failpoints.VARIABLE}  # variables of ours that are no spec keys
 MAX_SPEC_BYTES = 1 << 20
 
 
