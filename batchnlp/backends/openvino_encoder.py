@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchnlp.backends.answer import Answer
 from batchnlp.backends.canary import check_close
 from batchnlp.backends.openvino_library import load_openvino, reason
 from batchnlp.backends.packed_attention import Unsupported
 from batchnlp.backends.token_heads import BY_TOKEN
-from batchnlp.backends.torch_encoder import Answer, TorchEncoder, _Flight
+from batchnlp.backends.torch_encoder import TorchEncoder, _Flight
 from batchnlp.types import Batch, Decoding, ModelFiles, Pieces, Resolved
 
 CANARY = (3, 17, 40)  # lengths of the sequences that the two are compared on, in one padded batch
