@@ -88,6 +88,8 @@ def show_status(out: str, as_json: bool) -> None:
         if run["dead"]:
             see = f"batchnlp collect {shlex.quote(out)} --dead -o -"
             rows.append(("see them", see if run["live"] else f"the Parquet files in {run['dead_letters']}"))
+        if run["retries"]:
+            rows.append(("tried again", "once" if run["retries"] == 1 else f"{run['retries']:,} times"))
         print_table("" if i == 0 else "\n", ("", ""), rows)
 
 
@@ -108,7 +110,8 @@ def _status(ledger: Ledger) -> dict[str, Any]:
         "status": "damaged" if damage else state, "run": ledger.run, "job": tree.get("job"),
         "output": ledger.store.root, "shards": len(plan.shards) if plan else None, "shards_done": len(done),
         "rows": plan.rows if plan else None, "rows_done": total["rows"], "ok": total["ok"], "dead": total["dead"],
-        "codes": total["codes"], "dead_letters": ledger.store.path(f"{ledger.control}/dead"), "damage": damage,
+        "codes": total["codes"], "retries": ledger.retries, "dead_letters": ledger.store.path(f"{ledger.control}/dead"),
+        "damage": damage,
     }  # fmt: skip
 
 

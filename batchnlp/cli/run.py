@@ -9,6 +9,7 @@ from typing import Any
 from batchnlp.cli.look import show_plan
 from batchnlp.cli.show import LiveLine, print_json, print_summary
 from batchnlp.engine.driver import run_job
+from batchnlp.engine.retry import retry_job
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
 
@@ -45,3 +46,15 @@ def execute(spec: JobSpec, as_json: bool) -> int:
     if as_json:
         print_json(asdict(result))
     return result.exit_code
+
+
+def retry_dead(out: str, settings: Sequence[str], as_json: bool) -> int:
+    """The dead letters of an output, tried again; the exit code."""
+    with LiveLine() as line:
+        results = retry_job(out, settings, line.update)
+    for result in results:
+        print_summary(result)
+    if as_json:
+        trees = [asdict(result) for result in results]
+        print_json(trees[0] if len(trees) == 1 else {"runs": trees})
+    return max(result.exit_code for result in results)
