@@ -169,7 +169,9 @@ def test_a_machine_that_slept_is_no_worker_that_hung() -> None:
 
 
 def lose(losses: Losses, held: list[int], *, hopeless: bool = False, proven: bool = False) -> None:
-    losses.add("replica-1", "lost", "it died", held, held if hopeless else [], {"tokens": 5, "slowest": 2}, proven=proven)
+    losses.add(
+        "replica-1", "lost", "it died", held, held if hopeless else [], {"tokens": 5, "slowest": 2}, proven=proven
+    )
 
 
 def test_workers_that_die_before_they_work_are_not_replaced_without_end() -> None:

@@ -21,7 +21,7 @@ from batchnlp.types import Pieces
 TEXTS: list[str | None] = [*tiny.texts(22), None, "", "   "]
 POISON = {3, 11, 12, 21}
 WORD = "kangaroo"  # of one token
-TOKEN = 21112
+TOKEN = 21652
 POISONED = [f"{text} {WORD}" if i in POISON else text for i, text in enumerate(TEXTS)]
 SHARDS = "--set", "source.rows_per_shard=10"
 MANY = *SHARDS, "--set", "limits.max_failed=10"
@@ -60,6 +60,12 @@ def dead_of(out: Path) -> list[tuple[str, str, int]]:
     return [(row["id"], row["code"], row["attempts"]) for row in rows]
 
 
+def same(a: Path, b: Path | list[dict[str, Any]]) -> bool:
+    """The same rows in the same order, but for the rounding of another batch."""
+    rows = rows_of(b) if isinstance(b, Path) else b
+    return [{**row, "score": pytest.approx(row["score"], abs=1e-5)} for row in rows] == rows_of(a)
+
+
 def published(out: Path) -> set[str]:
     return {str(path.relative_to(out)) for path in out.rglob("part-*.parquet") if "staging" not in path.parts}
 
@@ -85,7 +91,7 @@ def test_only_the_dead_are_run_and_all_is_as_if_they_had_never_failed(
     tree = last_json(result)
     assert (tree["status"], tree["rows"], tree["dead"], tree["run"][-3:]) == ("done", 7, 3, "-r2")
     assert tree["message"] == "4 of 7 dead letters have results now"
-    assert rows_of(out) == rows_of(calm), "in their places"
+    assert same(out, calm), "in their places"
     assert dead_of(out) == [
         ("doc-022", "null_text", 3), ("doc-023", "empty_text", 3), ("doc-024", "blank_text", 3),
     ]  # fmt: skip
@@ -115,7 +121,10 @@ def test_a_second_retry_has_nothing_to_do(
 def test_an_output_without_dead_letters_has_nothing_to_do(corpus: Corpus, classifier: str, tmp_path: Path) -> None:
     classify(corpus(), tmp_path / "out", classifier)
     result = invoke("retry", tmp_path / "out")
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (0, "there is nothing to do: no dead letter may fare better")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+        0,
+        "there is nothing to do: no dead letter may fare better",
+    )
 
 
 def test_a_run_over_its_limit_succeeds_once_its_dead_are_fewer(
@@ -173,9 +182,9 @@ def test_a_retry_that_was_cut_off_goes_on(
             patch.setattr(Ledger, at, crash)
         invoke("retry", out)
     assert verify(str(out)).problems == []
-    assert rows_of(out) == (rows_of(calm) if at == "put_away" else before)
+    assert same(out, calm if at == "put_away" else before)
     assert invoke("retry", out).exit_code == 0
-    assert rows_of(out) == rows_of(calm)
+    assert same(out, calm)
     assert verify(str(out)).problems == []
     assert len(list(out.glob("_batchnlp/*/dead/*"))) == 1
     assert len(list(out.glob("_batchnlp/*/manifest-*.json"))) == 1
@@ -192,7 +201,7 @@ def test_a_shard_that_is_computed_anew_leaves_its_retries_behind(
     (commit,) = out.glob("_batchnlp/*/commits/00001.json")
     commit.unlink()
     assert classify(docs, out, classifier, *MANY).exit_code == 0
-    assert rows_of(out) == rows_of(calm)
+    assert same(out, calm)
     assert verify(str(out)).problems == []
     assert last_json(invoke("status", out, "--json"))["retries"] == 1
 

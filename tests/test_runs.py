@@ -260,7 +260,12 @@ def test_two_nodes(ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path
 
 @pytest.mark.parametrize("asked", ["auto", 2])
 def test_a_node_that_joins_in_mid_run_is_used(
-    asked: str | int, docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
+    asked: str | int,
+    docs: Path,
+    classifier: str,
+    tmp_path: Path,
+    undisturbed: pa.Table,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where more replicas were asked for than there was room for: it starts with what is there, and says so."""
     import ray

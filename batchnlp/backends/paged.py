@@ -158,7 +158,7 @@ class PagedModel:
     @property
     def held(self) -> int:
         """Positions in the blocks that are taken."""
-        return (self._blocks - len(self._free)) * self._block
+        return int((self._blocks - len(self._free)) * self._block)
 
     def clear(self) -> None:
         """Forget all rows."""

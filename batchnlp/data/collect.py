@@ -35,7 +35,7 @@ def read_part(ledger: Ledger, part: Part) -> pa.Table | None:
     """The results of one shard in input order; None where all its rows are dead letters."""
     if not isinstance(part, Retried):
         return _read_rows(ledger, part)
-    first, *retries = part.layers
+    retries = part.layers[1:]
     orders = [_read(ledger, layer, file) for layer in retries for file in layer.files if file.kind == "order"]
     untouched = np.ones(part.rows, bool)
     for order in orders:

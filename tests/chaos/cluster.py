@@ -18,7 +18,7 @@ from chaos.table import Outcome, Place, row
 @contextmanager
 def _nodes(count: int, points: str) -> Iterator[Any]:
     """A cluster of so many nodes with a CPU each; its workers have these failpoints."""
-    import batchnlp.engine.ray_runner  # noqa: F401 - its settings must come before ray's own import
+    import batchnlp.engine.ray_runner  # noqa: F401, I001 - its settings must come before ray's own import
     import ray
     from ray.cluster_utils import Cluster
 

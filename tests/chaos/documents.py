@@ -22,7 +22,7 @@ from chaos.table import Outcome, Place, row
 
 HANG = 5  # seconds that a batch may take there
 TOKEN = "kangaroo"  # what POISON cannot be for the model: one token
-BAD_TOKEN = 21112
+BAD_TOKEN = 21652
 
 
 def _codes(job: Job, name: str = "out") -> dict[str, int]:
@@ -55,7 +55,9 @@ def deadly_inline(place: Place) -> Outcome:
     job, ends = Job(place, 3_000, 1_000, [place.random.randrange(3_000)]), list[int]()
     while not ends or (ends[-1] and len(ends) < 9):
         ends.append(job.run("out", f"forward=exit?{POISON}").code)
-    broken = unless((_codes(job) == {"worker_lost": 1}, f"the dead letters are {_codes(job)}"), (len(ends) <= 6, str(ends)))
+    broken = unless(
+        (_codes(job) == {"worker_lost": 1}, f"the dead letters are {_codes(job)}"), (len(ends) <= 6, str(ends))
+    )
     return Outcome.of(job.out("out"), job.ids, len(ends) - 1, broken=broken)
 
 
@@ -142,4 +144,3 @@ def retried(place: Place) -> Outcome:
         (second.rows == 0 and second.exit_code == 0 and len(met) > 0, f"the second one: {second.message}"),
     )
     return Outcome.of(job.out("out"), job.ids, 20, broken=[*broken, *job.differs("out")])
-

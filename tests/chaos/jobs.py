@@ -104,7 +104,9 @@ class Job:
         a, b = (pa.concat_tables(tables(str(self.out(one)))).replace_schema_metadata(None) for one in (name, other))
         exact = ("id", "label", "n_tokens", "n_windows", "truncated")
         found = [] if a.schema == b.schema else ["the schema differs from the undisturbed run's"]
-        found += [f"{key} differs from the undisturbed run's" for key in exact if a[key].to_pylist() != b[key].to_pylist()]
+        found += [
+            f"{key} differs from the undisturbed run's" for key in exact if a[key].to_pylist() != b[key].to_pylist()
+        ]
         if not found:
             far = max((abs(x - y) for x, y in zip(*(t["score"].to_pylist() for t in (a, b)), strict=True)), default=0.0)
             found += [f"score differs by {far:.1e}"] if far > 1e-5 else []
