@@ -86,9 +86,7 @@ def write_parquet(table: pa.Table, path: str) -> None:
 class PartWriter:
     """Writes the parts of one run."""
 
-    def __init__(
-        self, store: LocalStore, fingerprint: str, partition_by: Sequence[str], generation: int = 0
-    ) -> None:
+    def __init__(self, store: LocalStore, fingerprint: str, partition_by: Sequence[str], generation: int = 0) -> None:
         self._store, self._partition_by, self._generation = store, list(partition_by), generation
         self._control, self._fp8 = f"_batchnlp/{fingerprint}", fingerprint[:8]
 
@@ -135,7 +133,7 @@ class PartWriter:
 
     def _folders(self, table: pa.Table) -> tuple[list[str], Int32]:
         """A folder for each combination of values, and which of them each row goes to."""
-        values, which = np.unique(np.array(_folders(table, self._partition_by)), return_inverse=True)
+        values, which = np.unique(np.array(partition_folders(table, self._partition_by)), return_inverse=True)
         return values.tolist(), which.astype(np.int32)
 
     def _file(self, folder: str, name: str, table: pa.Table, kind: Any) -> PartFile:
@@ -155,7 +153,7 @@ def staging_folder(control: str, shard: int, attempt: str, generation: int = 0) 
     return f"{control}/staging/{shard_name(shard, generation)}.{attempt}"
 
 
-def _folders(table: pa.Table, keys: list[str]) -> list[str]:
+def partition_folders(table: pa.Table, keys: list[str]) -> list[str]:
     """`key=value/key=value` of each row; values are quoted, so that none can leave the output."""
     parts = []
     for key in keys:

@@ -94,6 +94,7 @@ class RunResult:
     seconds: dict[str, float]
     codes: dict[str, int] = field(default_factory=dict)
     message: str = ""
+    sinks: list[dict[str, Any]] = field(default_factory=list)  # what each of the job's warehouses was given
     resolved: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a backend did otherwise than it would, and why
     replaced: list[str] = field(default_factory=list)  # runs that an overwrite took the place of

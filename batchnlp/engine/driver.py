@@ -19,6 +19,7 @@ from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unnamed
 from batchnlp.engine.computing import Computation, Listener, RunResult, summed_up
+from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, make_plan, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.errors import CorruptError, OutputError
@@ -124,7 +125,8 @@ class _Run:
             messages = [] if new else ["all is done already" if plan.shards else "the corpus has no rows"]
             if self.store.read(SUCCESS) is None:
                 messages.append(f"no {SUCCESS} yet: another run here is not complete; batchnlp status tells which")
-            return self._result("done", resolved, resumed, 0, "; ".join(messages))
+            result = self._result("done", resolved, resumed, 0, "; ".join(messages))
+            return load_all(result, self.spec.sinks, self.work.interrupt)
         message = f"{many(dead, 'dead letter')}, {allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"

@@ -19,11 +19,13 @@ from batchnlp.data.commits import Tally
 from batchnlp.data.ledger import Ledger, open_ledgers, settle
 from batchnlp.data.lock import Lock
 from batchnlp.engine.computing import Computation, Listener, RunResult, summed_up
+from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.errors import OutputError
 from batchnlp.job.identity import differences
 from batchnlp.job.load import build_spec
+from batchnlp.job.spec import JobSpec
 from batchnlp.types import Shard, many
 
 
@@ -75,9 +77,9 @@ class _Retry:
         lasting = f"; {', '.join(f'{code} {n:,}' for code, n in sorted(codes.items()))} would come to the same"
         message = f"there is nothing to do: no dead letter may fare better{lasting if codes else ''}"
         seconds = {"start": 0.0, "encode": 0.0, "forward": 0.0, "write": 0.0, "idle": 0.0, "total": 0.0}
-        return RunResult(
-            "done", self.ledger.run, self.ledger.store.root, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, seconds, message=message
-        )
+        root = self.ledger.store.root
+        result = RunResult("done", self.ledger.run, root, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, seconds, message=message)
+        return load_all(result, self._spec().sinks, self.interrupt) if self.ledger.succeeded() else result
 
     def _again(self, again: list[Shard]) -> RunResult:
         prepared, (plan, stored) = self._prepared(), self.ledger.plan()
@@ -111,18 +113,24 @@ class _Retry:
         settle(ledger.store)
         message = f"{tried - result.dead:,} of {many(tried, 'dead letter')} have results now"
         if success:
-            return replace(result, message=message)
-        over = f"{many(total.dead, 'dead letter')} are left, {allowed:,} allowed by limits.max_failed {limits.max_failed}"
+            return load_all(replace(result, message=message), prepared.spec.sinks, self.interrupt)
+        over = (
+            f"{many(total.dead, 'dead letter')} are left, {allowed:,} allowed by limits.max_failed {limits.max_failed}"
+        )
         return replace(result, status="failed", exit_code=1, message=f"{message}; {over}")
 
     def _prepared(self) -> Prepared:
         """The job as it was begun, wherever its output lies by now; it must still be the same one."""
-        tree, ledger = self.ledger.plan_tree() or {}, self.ledger
-        spec = build_spec(tree["spec"], self.settings, where=f"the job of run {ledger.run}")
-        output = spec.output.model_copy(update={"path": ledger.store.root})
-        prepared = prepare(spec.model_copy(update={"output": output, "job": tree["job"]}))
+        ledger, prepared = self.ledger, prepare(self._spec())
         if prepared.fingerprint != ledger.fingerprint:
-            changed = ", ".join(differences(tree.get("facts", {}), prepared.facts)[:5])
+            facts = (ledger.plan_tree() or {}).get("facts", {})
+            changed = ", ".join(differences(facts, prepared.facts)[:5])
             hint = "what has changed makes it another job: run that with --mode overwrite, or into a new output.path"
             raise OutputError(f"run {ledger.run} cannot be retried: it differs in {changed}", hint)
         return prepared
+
+    def _spec(self) -> JobSpec:
+        tree, ledger = self.ledger.plan_tree() or {}, self.ledger
+        spec = build_spec(tree["spec"], self.settings, where=f"the job of run {ledger.run}")
+        output = spec.output.model_copy(update={"path": ledger.store.root})
+        return spec.model_copy(update={"output": output, "job": tree["job"]})
