@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "batchnlp"
 TIERS = {
-    "types": 0, "errors": 0, "registry": 0, "templates": 0, "text": 1, "data": 1, "job": 1, "tasks": 2, "backends": 2, "sinks": 2,
-    "engine": 3, "schedule": 3, "learn": 3, "report": 3, "cli": 4,
+    "types": 0, "errors": 0, "failpoints": 0, "registry": 0, "templates": 0, "text": 1, "data": 1, "job": 1,
+    "tasks": 2, "backends": 2, "sinks": 2, "engine": 3, "schedule": 3, "learn": 3, "report": 3, "cli": 4,
 }  # fmt: skip
 SIBLINGS = {  # one tier, and allowed all the same
     ("schedule", "engine"), ("registry", "errors"), ("registry", "types"), ("templates", "errors"),

@@ -17,7 +17,7 @@ from commands import BAD, QUICK, Corpus, classify, invoke, last_json, rows_of
 
 from batchnlp.cli.main import main
 from batchnlp.cli.show import line_of
-from batchnlp.engine.driver import Progress
+from batchnlp.engine.computing import Progress
 
 README = Path(__file__).parents[1] / "README.md"
 ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--output", "--plan", "--revision",
@@ -36,6 +36,7 @@ FLAGS = {
     "plan": ["--full", "--help", "--json", "--probe", "--set"],
     "doctor": ["--help", "--json", "--rows", "--set"],
     "status": ["--help", "--json"],
+    "retry": ["--help", "--json", "--set"],
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
     "load": ["--help", "--json", "--set", "--to"],

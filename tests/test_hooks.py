@@ -389,7 +389,7 @@ def test_json_logs(run_job: Callable[..., Result], monkeypatch: pytest.MonkeyPat
 
 def test_json_logs_of_a_run_under_way(run_job: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     from batchnlp.cli import show
-    from batchnlp.engine.driver import Progress
+    from batchnlp.engine.computing import Progress
 
     monkeypatch.setenv("BATCHNLP_LOG", "json")
     said: list[dict[str, Any]] = []

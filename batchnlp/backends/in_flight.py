@@ -193,31 +193,49 @@ class InFlight:
                 self._slots.move(len(rows), i, last.length, len(last.source))
                 rows[i] = last
 
+    def _remember(self, together: list[Row], rows: list[Row]) -> None:
+        """What did not fit is not tried again: so many positions, and so many prompt tokens at once where rows entered.
+
+        Positions, not rows: one long prompt must not leave its short companions to go one by one.
+        """
+        self._budget = min(self._budget, len(together) * max(row.need for row in together) // 2)
+        if entered := sum(len(row.prompt) + len(row.source) for row in rows if not row.new):
+            self._tokens_per_batch = min(self._tokens_per_batch, max(entered // 2, 1))
+
+    def _forget(self) -> None:
+        """Give the memory of all rows back, those that are to come again among them."""
+        self._slots.clear()
+        self._prefix = []
+        if self._slots.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _fail(self, error: Exception, rows: list[Row]) -> None:
         """Give up a row that is alone; otherwise begin those that were at work again, half as many at a time."""
         if isinstance(error, Aborted | BackendError):
             raise error
         memory = is_out_of_memory(error)
-        if memory and self._slots.device.type == "cuda":
-            torch.cuda.empty_cache()
-        code, message = judge(error, self._slots.device)
         together = [row for row in dict.fromkeys([*self._rows, *rows]) if row.max_new]  # less those that are answered
+        crowded = memory and self._slots.held > 2 * sum(row.need for row in together)  # by what others have left behind
         self._rows = []
+        if memory:
+            self._forget()
+        code, message = judge(error, self._slots.device)
         if not together:
             raise error
-        if len(together) == 1:
+        if len(together) == 1 and not crowded:
             row = together[0]
             row.job.fail(row.piece, code, message)
             self._suspects.clear()
             self._limit = self.most
             give_up(sum(len(job.failures) for job in self._jobs), self._worked, error, message)
             return
-        self._limit = max(len(together) // 2, 1)
-        if memory:
-            self.most = self._limit
+        if memory and len(together) > 1:
+            self._remember(together, rows)
+        if not memory:
+            self._limit = max(len(together) // 2, 1)
+            self._suspects.update((id(row.job), row.piece) for row in together)
         for row in reversed(together):
             row.job.pending.append(row.piece)
-            self._suspects.add((id(row.job), row.piece))
 
 
 def stretched_from(config: Any) -> int:

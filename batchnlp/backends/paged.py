@@ -155,6 +155,11 @@ class PagedModel:
 
     # --- blocks
 
+    @property
+    def held(self) -> int:
+        """Positions in the blocks that are taken."""
+        return int((self._blocks - len(self._free)) * self._block)
+
     def clear(self) -> None:
         """Forget all rows."""
         self._free = list(range(self._blocks))  # a heap: low blocks first, so that the others are never touched

@@ -153,6 +153,11 @@ class SlotModel:
 
     # --- slots
 
+    @property
+    def held(self) -> int:
+        """Positions that it keeps memory for, or just tried to: the most rows there ever were, as long as the longest."""
+        return self.slots * (self.length + self.source_length)
+
     def clear(self) -> None:
         """Forget all rows and give their memory back."""
         self.slots = self.length = self.source_length = 0

@@ -88,6 +88,8 @@ def show_status(out: str, as_json: bool) -> None:
         if run.dead:
             see = f"batchnlp collect {shlex.quote(out)} --dead -o -"
             rows.append(("see them", see if run.live else f"the Parquet files in {run.dead_letters}"))
+        if run.retries:
+            rows.append(("tried again", "once" if run.retries == 1 else f"{run.retries:,} times"))
         print_table("" if i == 0 else "\n", ("", ""), rows)
 
 

@@ -145,6 +145,17 @@ def status(out: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("out")
+@set_option
+@json_option
+def retry(out: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Try the dead letters in OUT again, those that may fare better; where the job ran, with the same files there."""
+    from batchnlp.cli.run import retry_dead
+
+    sys.exit(retry_dead(out, settings, as_json))
+
+
+@main.command()
+@click.argument("out")
 @json_option
 def verify(out: str, as_json: bool) -> None:
     """Prove that OUT is complete and undamaged; exit 1 if it is not."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from batchnlp.cli.backfill import backfill, dates_between
 from batchnlp.cli.look import show_plan
-from batchnlp.cli.running import run_shown
+from batchnlp.cli.running import retry_shown, run_shown
 from batchnlp.cli.show import print_json
 from batchnlp.errors import SpecError
 from batchnlp.job.dates import parse_date
@@ -54,3 +54,12 @@ def execute(spec: JobSpec, as_json: bool) -> int:
     if as_json:
         print_json({**asdict(result), "report": page})
     return result.exit_code
+
+
+def retry_dead(out: str, settings: Sequence[str], as_json: bool) -> int:
+    """The dead letters of an output, tried again; the exit code."""
+    results, page = retry_shown(out, settings)
+    if as_json:
+        trees = [{**asdict(result), "report": page} for result in results]
+        print_json(trees[0] if len(trees) == 1 else {"runs": trees})
+    return max(result.exit_code for result in results)

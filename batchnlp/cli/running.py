@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+
 from batchnlp.cli.show import LiveLine, print_summary
-from batchnlp.engine.driver import RunResult, run_job
+from batchnlp.engine.computing import RunResult
+from batchnlp.engine.driver import run_job
+from batchnlp.engine.retry import retry_job
 from batchnlp.errors import BackendError, StoppedError
 from batchnlp.job.spec import JobSpec
 
@@ -14,15 +19,24 @@ def run_shown(spec: JobSpec) -> tuple[RunResult, str | None]:
         with LiveLine() as line:
             result = run_job(spec, line.update)
     except (StoppedError, BackendError):
-        _page(spec)  # else the page of the night before would stand there as if it were of this one
+        if spec.output.report:
+            _page(spec.output.path)  # else the page of the night before would stand there as if it were of this one
         raise
     print_summary(result)
-    return result, _page(spec)
+    return result, _page(spec.output.path) if spec.output.report else None
 
 
-def _page(spec: JobSpec) -> str | None:
-    if not spec.output.report:
-        return None
-    from batchnlp.cli.report import page_of_run
+def retry_shown(out: str, settings: Sequence[str]) -> tuple[list[RunResult], str | None]:
+    """The same for the dead letters of an output, tried again."""
+    with LiveLine() as line:
+        results = retry_job(out, settings, line.update)
+    for result in results:
+        print_summary(result)
+    return results, _page(out, anew=True)
 
-    return page_of_run(spec.output.path)
+
+def _page(out: str, *, anew: bool = False) -> str | None:
+    """Where the page is; with `anew` only where there is one already."""
+    from batchnlp.cli.report import NAME, page_of_run
+
+    return None if anew and not os.path.exists(os.path.join(out, NAME)) else page_of_run(out)

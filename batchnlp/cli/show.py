@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchnlp.cli.streams import Messages, discard, log_line, logs_json
-from batchnlp.engine.driver import Progress, RunResult
+from batchnlp.engine.computing import Progress, RunResult
 from batchnlp.types import many
 
 FIRST_PLAIN = 5.0  # seconds until the first plain line; each wait is half as long again, up to

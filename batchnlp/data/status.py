@@ -34,6 +34,7 @@ class Status:
     codes: dict[str, int]
     dead_letters: str  # the folder they are in
     live: bool
+    retries: int  # times that dead letters were tried again
     damage: list[str] = field(default_factory=list)
 
 
@@ -65,7 +66,7 @@ def status_of(ledger: Ledger, live: bool, watch: Callable[[Part], None] = lambda
     return Status(
         "damaged" if damage else state, ledger.run, tree.get("job"), ledger.store.root,
         len(plan.shards) if plan else None, total.shards, plan.rows if plan else None, total.rows, total.ok, total.dead,
-        dict(total.codes), ledger.store.path(f"{ledger.control}/dead"), live, damage,
+        dict(total.codes), ledger.store.path(f"{ledger.control}/dead"), live, ledger.retries, damage,
     )  # fmt: skip
 
 

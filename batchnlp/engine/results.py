@@ -22,7 +22,7 @@ from batchnlp.job.identity import job_name
 from batchnlp.job.spec import JobSpec
 
 if TYPE_CHECKING:
-    from batchnlp.engine.driver import RunResult
+    from batchnlp.engine.computing import RunResult
 
 FORMAT = 1
 FILE = "run_results.json"

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from batchnlp import failpoints
 from batchnlp.errors import SpecError
 from batchnlp.job.dates import parse_date, today, with_dates
 from batchnlp.job.section import as_list
@@ -22,7 +23,7 @@ from batchnlp.job.spec import RUN_DATE, JobSpec
 from batchnlp.types import nearest
 
 ENV_PREFIX = "BATCHNLP_"
-ENV_OTHER = {"BATCHNLP_CACHE", "BATCHNLP_LOG"}  # variables of ours that are no spec keys
+ENV_OTHER = {"BATCHNLP_CACHE", "BATCHNLP_LOG", failpoints.VARIABLE}  # variables of ours that are no spec keys
 MAX_SPEC_BYTES = 1 << 20
 
 

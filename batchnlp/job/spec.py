@@ -292,11 +292,28 @@ class OutputSpec(Section):
         return os.path.expanduser(value)
 
 
+Seconds = Annotated[float, Field(gt=0)] | Literal["auto"]
+
+
 class LimitsSpec(Section):
-    """When to stop, and when done is not good enough."""
+    """When to stop, when to give a worker up, and when done is not good enough."""
 
     max_failed: int | str = Field("1%", description="Dead letters from which the run counts as failed: 100, or 0.1%.")
-    grace_seconds: float = Field(30.0, ge=0, description="After a signal: time for shards under way to finish.")
+    grace_seconds: float = Field(
+        30.0, ge=0, description="After a signal, or at the end of a budget: time for shards under way to finish."
+    )
+    max_minutes: float | None = Field(None, gt=0, description="Minutes after which a run stops, to be resumed.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Tokens through the model, read and written, after which a run stops, to be resumed."
+    )
+    batch_seconds: Seconds = Field(
+        "auto",
+        description="Time without a batch after which a worker hangs; auto: 20 times the slowest so far, 60 at least.",
+    )
+    shard_seconds: Seconds = Field(
+        "auto",
+        description="Time for a shard after which its worker hangs; auto: 50 times the slowest so far, 600 at least.",
+    )
 
     @field_validator("max_failed", mode="before")
     @classmethod
