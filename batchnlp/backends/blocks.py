@@ -19,6 +19,11 @@ class Blocks:
         self.users: Counter[int] = Counter()
         self.tables: list[list[int]] = []
 
+    @property
+    def held(self) -> int:
+        """Positions in the blocks that are taken."""
+        return (self.count - len(self.free)) * self.size
+
     def reserve(self, slots: int) -> None:
         """No tables beyond these slots."""
         for table in self.tables[slots:]:

@@ -35,7 +35,7 @@ class PagedModel:
         if "position_ids" not in inspect.signature(model.forward).parameters:
             raise Unsupported("it counts positions itself")
         example = {"input_ids": torch.arange(5), "position_ids": torch.arange(5), "keep": torch.tensor([4])}
-        compiled = compile_graph(openvino, convert(openvino, _Traced(model), example, set()), dtype, threads)
+        compiled = compile_graph(openvino, convert(openvino, _Traced(model), example), dtype, threads)
         self._request = compiled.create_infer_request()
         self._caches = Caches(openvino, compiled, self._request, "", positions, rows)
         self.blocks = self._caches.blocks
@@ -83,6 +83,11 @@ class PagedModel:
         return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
 
     # --- slots
+
+    @property
+    def held(self) -> int:
+        """Positions in the blocks that are taken."""
+        return self.blocks.held
 
     def clear(self) -> None:
         """Forget all rows."""

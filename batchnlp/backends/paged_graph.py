@@ -14,7 +14,7 @@ Shapes: T packed tokens, H heads, K key-value heads, D head size.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def replace_attention(model: Any) -> None:
         raise Unsupported("its attention cannot be replaced")
 
 
-def convert(openvino: Any, traced: torch.nn.Module, example: dict[str, Tensor], cross: set[Any]) -> Any:
+def convert(openvino: Any, traced: torch.nn.Module, example: dict[str, Tensor], cross: Collection[Any] = ()) -> Any:
     """The graph, with its marks replaced; `cross` are the modules that attend to a source."""
     from openvino.frontend.pytorch import ConversionExtension
 
@@ -95,8 +95,12 @@ def convert(openvino: Any, traced: torch.nn.Module, example: dict[str, Tensor], 
             if _refused:
                 raise Unsupported(_refused[0]) from error
             raise
-    _page(openvino, graph)
-    return graph
+        else:
+            _page(openvino, graph)
+            return graph
+        finally:
+            _layers.clear()  # they would keep the model's weights in memory
+            _cross.clear()
 
 
 def compile_graph(openvino: Any, graph: Any, dtype: str, threads: int) -> Any:
