@@ -17,7 +17,7 @@ SIBLINGS = {  # one tier, and allowed all the same
     ("schedule", "engine"), ("registry", "errors"), ("registry", "types"), ("templates", "errors"),
 }  # fmt: skip
 DOORS = {  # library → where it may be imported
-    "ray": ("engine/ray_runner.py",),
+    "ray": ("engine/ray_runner.py", "engine/ray_cluster.py"),
     "torch": ("backends/", "learn/"),
     "rich": ("cli/", "report/"),
     "click": ("cli/",),

@@ -56,6 +56,12 @@ def listening(status: int = 200, headers: dict[str, str] | None = None) -> Itera
         server.server_close()
 
 
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenLineage's client writes what it reads there into other variables of the environment, for good."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
 @pytest.fixture
 def run_job(tmp_path: Path, corpus: Any, classifier: str) -> Callable[..., Result]:
     """Runs a job with these hooks; three of its 25 rows have no text where it is `bad`."""
@@ -97,6 +103,7 @@ def results_file(out: Path) -> dict[str, Any]:
 
 def test_run_results_lie_beside_the_manifest(tmp_path: Path, run_job: Callable[..., Result]) -> None:
     told = last_json(run_job(date="2026-11-24"))
+    assert told.pop("report").endswith("_report.html"), "which comes after it"
     tree = results_file(tmp_path / "out-False")
     assert {key: tree[key] for key in told} == told, "all that --json tells"
     assert (tree["format"], tree["event"], tree["status"], tree["exit_code"]) == (1, "success", "done", 0)
@@ -378,8 +385,12 @@ def test_json_logs(run_job: Callable[..., Result], monkeypatch: pytest.MonkeyPat
     lines = [json.loads(line) for line in result.stderr.splitlines()]
     assert all({"time", "level", "message"} <= line.keys() for line in lines)
     assert lines[0]["message"] == "the command false could not be told: exit code 1"
-    assert (lines[-1]["level"], lines[-1]["results"]) == ("info", last_json(result))
-    assert lines[-1]["message"].startswith("done: 25 rows = 25 results + 0 dead letters")
+    done, page = lines[-2:]
+    told = last_json(result)
+    del told["report"]  # which comes after it
+    assert (done["level"], done["results"]) == ("info", told)
+    assert done["message"].startswith("done: 25 rows = 25 results + 0 dead letters")
+    assert page["message"].startswith("report: ")
 
     broken = run_job(source={"path": "nothing"})
     (line,) = [json.loads(line) for line in broken.stderr.splitlines()]

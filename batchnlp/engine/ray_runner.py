@@ -1,4 +1,4 @@
-"""Run the worker in Ray actors, one a replica. The only module that imports ray.
+"""Run the worker in Ray actors, one a replica. With `ray_cluster`, the only module that imports ray.
 
 A queue actor leases shards; replicas pull from it and stream their parts back; this process, the driver, is told when
 one dies, and ends one that does not move any more. Then its leases return to the queue and a fresh actor takes its place (a
@@ -12,8 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +25,6 @@ if "ray" not in sys.modules:  # it reads this when it is imported; set later, it
 import ray
 import ray._private.utils
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, TaskCancelledError
-from ray.util.metrics import Counter as RayCounter
-from ray.util.metrics import Gauge as RayGauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchnlp import failpoints
@@ -36,6 +33,7 @@ from batchnlp.data.store import CONTROL, LocalStore
 from batchnlp.engine.deadlines import Watch
 from batchnlp.engine.leases import LeaseQueue
 from batchnlp.engine.losses import AGAIN, Losses
+from batchnlp.engine.ray_cluster import LiveMetrics, has_room, no_room, nodes, sizes
 from batchnlp.engine.signals import keep_signals
 from batchnlp.engine.suspects import HUNG, LOST, known
 from batchnlp.engine.worker import Worker, WorkerSetup
@@ -46,14 +44,6 @@ from batchnlp.types import Part, Shard, many
 GONE = (RayActorError, OutOfMemoryError, TaskCancelledError)
 OBJECT_STORE = 128 << 20  # bytes; only Parts pass through it
 KNOCK_SECONDS = 10.0  # for the first sign of life of a cluster
-METRICS = {  # by the worker's counter: what Ray calls ray_batchnlp_..._total
-    "docs": ("batchnlp_documents", "Documents through the model."),
-    "dead": ("batchnlp_dead_letters", "Documents without a result."),
-    "tokens": ("batchnlp_tokens", "Real tokens through the model."),
-    "executed": ("batchnlp_executed_tokens", "Tokens through the model, padding included."),
-    "busy": ("batchnlp_device_busy_seconds", "Seconds in which devices computed."),
-    "idle": ("batchnlp_device_idle_seconds", "Seconds in which devices waited for a shard."),
-}
 ROOM_SECONDS = 600.0  # that a cluster may take to bring a node with room for a replica; an autoscaler needs minutes
 LOOK_SECONDS = 1.0  # between two looks at the replicas
 
@@ -92,25 +82,6 @@ class Replica:
     def pid(self) -> int:
         """The process, for those who want to kill it."""
         return os.getpid()
-
-
-class LiveMetrics:
-    """A run under way, as metrics of Ray: it hands them to the Prometheus that watches the cluster."""
-
-    def __init__(self, job: str) -> None:
-        self._tags = {"name": job}  # `job` is Prometheus' own label
-        self._counters = {key: RayCounter(name, text, ("name",)) for key, (name, text) in METRICS.items()}
-        self._replicas = RayGauge("batchnlp_replicas", "Replicas whose model is loaded.", ("name",))
-        self._told = dict.fromkeys(METRICS, 0.0)
-
-    def tell(self, counters: Mapping[str, float], replicas: int) -> None:
-        """What has come since the last time; a lost replica may take some of its last counts with it."""
-        self._replicas.set(replicas, self._tags)
-        for key, counter in self._counters.items():
-            more = counters.get(key, 0.0) - self._told[key]
-            if more > 0:
-                counter.inc(more, self._tags)
-                self._told[key] += more
 
 
 @dataclass(slots=True)
@@ -168,13 +139,13 @@ class RayRunner:
         if self._roomless:
             self._roomless = not has_room(self._cpus, int(self._gpu))
             if self._roomless and time.monotonic() > self._room_until:
-                raise _no_room(self._cpus, int(self._gpu))
+                raise no_room(ROOM_SECONDS, self._cpus, int(self._gpu))
         self._look()
         return bool(ray.wait([replica.stream for replica in self._running], num_returns=1, timeout=timeout)[0])
 
     def note(self) -> str:
         """That it waits for a node, as it does where a cluster may grow by itself."""
-        return f"waiting for a node with {_sizes(self._cpus, int(self._gpu))}" if self._roomless else ""
+        return f"waiting for a node with {sizes(self._cpus, int(self._gpu))}" if self._roomless else ""
 
     def wait(self, timeout: float) -> list[Part]:
         """Parts that got done; lost replicas are replaced on the way."""
@@ -323,7 +294,7 @@ class RayRunner:
     def _room(self) -> int:
         """Replicas that the cluster could hold, if nothing else ran there."""
         each = max(self._cpus, 1)
-        return sum(min(cpus // each, gpus if self._gpu else cpus) for cpus, gpus in _nodes())
+        return sum(min(cpus // each, gpus if self._gpu else cpus) for cpus, gpus in nodes())
 
     def _replace(self, replica: _Running, how: str, reason: str) -> None:
         if self._stopping:  # what it held is left for the next run
@@ -405,29 +376,6 @@ def _knock(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
-
-
-def has_room(cpus: int, gpus: int) -> bool:
-    """Whether some node of the cluster could hold a replica, if nothing else ran there."""
-    return any(node[0] >= cpus and node[1] >= gpus for node in _nodes())
-
-
-def _nodes() -> list[tuple[int, int]]:
-    """(CPUs, GPUs) of every node."""
-    return [(int(r.get("CPU", 0)), int(r.get("GPU", 0))) for n in ray.nodes() if n["Alive"] for r in [n["Resources"]]]
-
-
-def _sizes(cpus: int, gpus: int) -> str:
-    return f"{cpus} CPUs + {gpus} GPUs"
-
-
-def _no_room(cpus: int, gpus: int) -> UsageError:
-    nodes = _nodes()
-    have = ", ".join(f"{n} x {_sizes(*node)}" for node, n in Counter(nodes).most_common(5))
-    fewer = "with more engine.replicas each asks for fewer CPUs" if cpus > 1 else "join a cluster with more CPUs"
-    hint = "use engine.device=cpu" if gpus and not any(node[1] for node in nodes) else fewer
-    what = f"a replica asks for {_sizes(cpus, gpus)}, and no node of the Ray cluster has them: {have}"
-    return UsageError(f"{what}; none came in {ROOM_SECONDS / 60:.0f} minutes", hint)
 
 
 def _one_line(error: BaseException) -> str:
