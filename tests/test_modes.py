@@ -16,7 +16,7 @@ from batchnlp.data.ledger import live
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.engine import driver
-from batchnlp.engine.signals import Interrupt
+from batchnlp.engine.computing import Computation
 from batchnlp.errors import UsageError
 
 
@@ -86,7 +86,7 @@ def live_of(out: Path) -> list[str]:
 def cut_short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs commit nothing and end, as after a signal."""
     with monkeypatch.context() as patch:
-        patch.setattr(driver._Run, "_compute", lambda *args: Interrupt())
+        patch.setattr(Computation, "run", lambda *args: None)
         yield
 
 
