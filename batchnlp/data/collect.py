@@ -47,7 +47,10 @@ def read_part(ledger: Ledger, part: Part) -> pa.Table | None:
 
 def read_dead(ledger: Ledger, part: Part) -> pa.Table | None:
     """The dead letters of one shard in input order; None where it has none."""
-    return next((_read(ledger, part, f) for f in part.files if f.kind == "dead"), None)
+    table = next((_read(ledger, part, f) for f in part.files if f.kind == "dead"), None)
+    if table is not None and "rows" not in table.column_names:  # written before letters stood for several rows
+        table = table.append_column(DEAD_SCHEMA.field("rows"), pa.array([1] * len(table), pa.int64()))
+    return table
 
 
 def _read(ledger: Ledger, part: Part, file: PartFile) -> pa.Table:
@@ -56,7 +59,7 @@ def _read(ledger: Ledger, part: Part, file: PartFile) -> pa.Table:
         raise CorruptError(f"{path} {damage}", hint)
     try:
         # Not as a data set: the key=value folders are columns in the file already.
-        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+        with ledger.store.open(file.name) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as parquet:
             return parquet.read()
     except PermissionError:
         raise OutputError(f"{path} cannot be read: permission denied", "make it readable") from None

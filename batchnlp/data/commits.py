@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchnlp.data.store import LocalStore
+from batchnlp.data.store import Store
 from batchnlp.types import Part
 
 
@@ -57,6 +57,11 @@ class Tally:
         self.forward += part.seconds.get("forward", 0.0)
         self.codes.update(part.codes)
         self.notes.add(part.note)
+
+    @property
+    def failed(self) -> int:
+        """Dead letters that count against the limit: all but those that the job itself asked for."""
+        return self.dead - self.codes["duplicate_id"]
 
     def sums(self) -> dict[str, Any]:
         """As manifests and results tell them."""
@@ -101,7 +106,7 @@ class Segments:
 
     size = 4096  # shards of a segment
 
-    def __init__(self, store: LocalStore, control: str) -> None:
+    def __init__(self, store: Store, control: str) -> None:
         self._store, self._control = store, control
         self._last: tuple[int, list[bytes]] = (-1, [])  # the segment that was read last: parts are read in order
 

@@ -20,9 +20,9 @@ from batchnlp.backends import device as devices
 from batchnlp.data.commits import Commits, Tally
 from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle
 from batchnlp.data.lock import Lock
-from batchnlp.data.store import LocalStore
+from batchnlp.data.store import Store, open_store
 from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unnamed
-from batchnlp.engine.planner import Prepared, make_plan, prepare
+from batchnlp.engine.planner import Prepared, find_repeats, make_plan, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.engine.worker import WorkerSetup
 from batchnlp.errors import CorruptError, Interrupted, OutputError
@@ -108,18 +108,22 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
     with watch_signals() as interrupt:
         prepared = prepare(spec)
         interrupt.check()
-        store = LocalStore(spec.output.path)
+        store = open_store(spec.output.path)
+        warning = store.check()
         refuse_other_runs(prepared, store)
         lock = Lock(store, invocation := uuid.uuid4().hex[:12])
         try:
             lock.acquire()
-            return _Run(prepared, store, invocation, listen, began, interrupt).run()
+            run = _Run(prepared, store, invocation, listen, began, interrupt)
+            if warning:
+                run.warn(warning)
+            return run.run()
         finally:
             interrupt.defer()
             lock.release()
 
 
-def refuse_other_runs(prepared: Prepared, store: LocalStore) -> None:
+def refuse_other_runs(prepared: Prepared, store: Store) -> None:
     """With `mode: new`, results of another fingerprint in the same place are an error that says what changed."""
     standing = live(store)
     others = [f for f in standing if f != prepared.fingerprint and Ledger(store, f).begun()]
@@ -139,7 +143,7 @@ class _Run:
     def __init__(
         self,
         prepared: Prepared,
-        store: LocalStore,
+        store: Store,
         invocation: str,
         listen: Listener,
         began: float,
@@ -157,6 +161,12 @@ class _Run:
         self.first = self.last = self.asked = began
         self.replicas = 1
         self.replaced: list[str] = []
+        self.warnings: list[str] = []
+
+    def warn(self, what: str) -> None:
+        """Tell it now and in the result."""
+        self.warnings.append(what)
+        self.listen(self._progress("starting", what))
 
     def run(self) -> RunResult:
         refuse_other_runs(self.prepared, self.store)  # again: before the lock was ours, another job may have come
@@ -184,9 +194,9 @@ class _Run:
         if self.ledger.plan_tree() is None:
             resolved = devices.resolve(self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
             replicas, _ = devices.share(hardware, resolved.device, self.spec.engine.replicas)
-            plan = make_plan(self.prepared, replicas)
+            plan, repeats = find_repeats(self.prepared, make_plan(self.prepared, replicas))
             sweep_unnamed(self.ledger)
-            self.ledger.create_plan(plan, self.prepared.facts, resolved, self.prepared.about)
+            self.ledger.create_plan(plan, self.prepared.facts, resolved, self.prepared.about, repeats)
         plan, stored = self.ledger.plan()
         resolved = devices.resume(stored, self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
         self.replicas, threads = devices.share(hardware, resolved.device, self.spec.engine.replicas)
@@ -267,12 +277,12 @@ class _Run:
         """Compressed line files are unpacked once, where every replica can read them."""
         if not any(file.compression for file in self.prepared.source.files):
             return None
-        folder = self.store.path(f"{self.ledger.control}/spool")
+        folder = self.store.scratch(f"{self.ledger.control}/spool")
         self.prepared.source.spool_into(folder)
         return folder
 
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
-        dead = self.total.dead
+        dead = self.total.failed
         allowed = self.spec.limits.failed_allowed(self.rows)
         success = dead <= allowed
         manifest = None
@@ -347,6 +357,6 @@ class _Run:
                 "total": round(time.monotonic() - self.began, 3),
             },
             codes=total["codes"], message=message, resolved={**asdict(resolved), "replicas": self.replicas},
-            notes=sorted({self.prepared.task.note, *self.total.notes} - {""}),
+            notes=sorted({self.prepared.task.note, *self.total.notes, *self.warnings} - {""}),
             replaced=self.replaced,
         )  # fmt: skip

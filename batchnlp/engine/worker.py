@@ -24,9 +24,11 @@ import numpy as np
 import pyarrow as pa
 
 from batchnlp import registry
-from batchnlp.data.parts import PartWriter, dead_table, ids_hash
+from batchnlp.data.ledger import Ledger
+from batchnlp.data.parts import PartWriter, dead_table, dead_texts, ids_hash
 from batchnlp.data.sources import Source
-from batchnlp.data.store import LocalStore
+from batchnlp.data.sources.repeats import Repeats
+from batchnlp.data.store import open_store
 from batchnlp.errors import CorruptError
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import answers
@@ -130,16 +132,20 @@ class Worker:
         self._docs_per_piece = 1.0  # of the shard in the model
         self._schema = setup.plan.schema
         self._files = setup.plan.files
+        self._dead_text = setup.spec.output.dead_text
         spec = setup.spec
+        self._store = open_store(spec.output.path)
         self._task = task = registry.task(setup.model, spec.task)
         self._source = Source(
             spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
         )
+        if setup.plan.repeats:
+            self._source.repeats = Repeats(self._store, Ledger(self._store, setup.plan.fingerprint).repeats)
         self._backend = registry.backend(setup.model, setup.resolved, task, setup.threads)
         self._task.prepare(self._backend.forward)
         self._backend.aborted = self.aborting.is_set
         self._backend.on_batch = self._count
-        self._writer = PartWriter(LocalStore(spec.output.path), setup.plan.fingerprint, spec.output.partition_by)
+        self._writer = PartWriter(self._store, setup.plan.fingerprint, spec.output.partition_by)
 
     def run(self, lease: Lease) -> Iterator[Part | None]:
         """Parts as they get done; None now and then while there is none, so that the caller can look around."""
@@ -197,11 +203,11 @@ class Worker:
                 yield item
                 continue
             began = perf_counter()
-            table, dead = self._results(item)
+            table, dead, texts = self._results(item)
             measured = {"tokens": item.tokens, "executed": item.executed, "seconds": item.seconds}
             measured["note"] = self._backend.note
             item.seconds["write"] = perf_counter() - began
-            part = self._writer.write(item.shard.index, uuid.uuid4().hex[:12], table, dead, measured)
+            part = self._writer.write(item.shard.index, uuid.uuid4().hex[:12], table, dead, measured, texts)
             if part.ids_hash != f"{ids_hash(item.docs.ids):016x}":
                 message = f"shard {part.shard}: the ids that come out are not those that went in"
                 raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
@@ -209,15 +215,17 @@ class Worker:
             self.meter.dead += part.dead
             yield part
 
-    def _results(self, item: _Item) -> tuple[pa.Table, pa.Table]:
-        """(results, dead letters): every row of the shard in one of the two."""
+    def _results(self, item: _Item) -> tuple[pa.Table, pa.Table, pa.Table | None]:
+        """(results, dead letters): every row of the shard in one of the two; and the letters' texts where asked for."""
         assert item.raw is not None
         found, failures = answers(self._task, item.encoded, item.raw, item.docs.failures)
         alive = np.ones(len(item.docs), bool)
         alive[[failure.doc for failure in failures]] = False
         table = pa.table([item.docs.ids, *item.docs.keep.columns, *found.columns], names=self._schema.names)
         table = (table if alive.all() else table.filter(pa.array(alive))).cast(self._schema.remove_metadata())
-        return table.replace_schema_metadata(self._schema.metadata), dead_table(item.docs, failures, self._files)
+        texts = dead_texts(item.docs, failures, self._files) if self._dead_text else None
+        dead = dead_table(item.docs, failures, self._files)
+        return table.replace_schema_metadata(self._schema.metadata), dead, texts
 
     def _count(self, pieces: int, tokens: int, executed: int, seconds: float) -> None:
         meter = self.meter
