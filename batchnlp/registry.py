@@ -25,7 +25,7 @@ SERVED = {  # the same, where a server has the model
     "generate": "batchnlp.tasks.served:Generate",
     "chat": "batchnlp.tasks.served:Chat",
 }
-ENCODER, GENERATOR = "batchnlp.backends.torch_encoder:TorchEncoder", "batchnlp.backends.torch_generator:TorchGenerator"
+ENCODER, GENERATOR = "batchnlp.backends.packed_encoder:make", "batchnlp.backends.torch_generator:TorchGenerator"
 OPENVINO = "batchnlp.backends.openvino_encoder:make"
 BACKENDS = {  # by the kind of raw answer
     "torch": {
@@ -33,7 +33,8 @@ BACKENDS = {  # by the kind of raw answer
         "completions": GENERATOR,
     },
     "openvino": {
-        "scores": OPENVINO, "vectors": OPENVINO, "completions": "batchnlp.backends.openvino_generator:make",
+        "scores": OPENVINO, "vectors": OPENVINO, "token_scores": OPENVINO, "span_scores": OPENVINO,
+        "completions": "batchnlp.backends.openvino_generator:make",
     },
     "vllm": {"completions": "batchnlp.backends.vllm_generator:VllmGenerator"},
     "http": {"replies": "batchnlp.backends.http:HttpBackend"},

@@ -208,12 +208,13 @@ class Batch:
     """Pieces that go through the model together. Filled by the batcher."""
 
     index: Int64  # [rows] indices of pieces
-    length: int  # padded length, the longest of them
+    length: int  # the longest of them, which all are padded to
+    packed: int = 0  # tokens of all of them, where they go one after the other instead
 
     @property
     def tokens(self) -> int:
         """Tokens executed, padding included."""
-        return len(self.index) * self.length
+        return self.packed or len(self.index) * self.length
 
 
 @dataclass(frozen=True, slots=True)

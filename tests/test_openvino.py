@@ -9,6 +9,7 @@ import commands
 import numpy as np
 import pyarrow as pa
 import pytest
+import small_encoders
 import tiny
 
 from batchnlp.backends import canary, openvino_encoder
@@ -21,7 +22,7 @@ from batchnlp.job.spec import EngineSpec, TaskSpec
 from batchnlp.tasks.classify import Classify
 from batchnlp.tasks.embed import Embed
 from batchnlp.tasks.zero_shot import make as zero_shot
-from batchnlp.types import Docs, Encoded, Resolved
+from batchnlp.types import Docs, Encoded, Pieces, Resolved
 
 TEXTS = tiny.texts(40, longest=70)
 CPU = Hardware(2, 0, "", 0, False)
@@ -63,6 +64,22 @@ def test_vectors_are_those_of_torch_pooling_and_dense_layers_included(
     pieces = encode("embed", path).pieces
     ours, theirs = both(path, "vectors")
     np.testing.assert_allclose(ours.forward(pieces).values, theirs.forward(pieces).values, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["token_scores", "span_scores"])
+@pytest.mark.parametrize("by_word", [False, True])
+def test_values_of_tokens_are_those_of_torch(kind: str, by_word: bool, tmp_path: Path) -> None:
+    small_encoders.save("bert", kind, tmp_path)
+    lengths = [5, 17, 17, 3, 40, 9]
+    rng = np.random.default_rng(1)
+    ids = rng.integers(1000, small_encoders.VOCABULARY, sum(lengths)).astype(np.int32)
+    starts = np.r_[0, np.cumsum(lengths)].astype(np.int64)
+    word = np.concatenate([np.arange(n, dtype=np.int32) // 2 * 2 for n in lengths]) if by_word else None
+    pieces = Pieces(ids, starts, np.arange(len(lengths), dtype=np.int32), np.ones(len(lengths), np.int32), word=word)
+    ours, theirs = both(str(tmp_path), kind, budget=60)
+    got, wanted = ours.forward(pieces), theirs.forward(pieces)
+    assert not [*got.failures, *wanted.failures]
+    np.testing.assert_allclose(got.values, wanted.values, atol=1e-5)
 
 
 def test_bfloat16_is_near(encoder: str) -> None:

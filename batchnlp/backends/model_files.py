@@ -253,12 +253,18 @@ def _max_length(name: str, path: Path, config: dict[str, Any], modules: int | No
 def _positions(config: dict[str, Any]) -> int:
     """Tokens that the model has positions for: more would index past the end."""
     positions = int(config.get("max_position_embeddings") or config.get("n_positions") or NO_LIMIT)
-    kind, pad = config.get("model_type"), config.get("pad_token_id")
+    kind = config.get("model_type")
     if positions < 0 or kind in LIMITLESS_POSITIONS:
         return NO_LIMIT
+    return positions - first_position(config)
+
+
+def first_position(config: dict[str, Any]) -> int:
+    """The position of a sequence's first token."""
+    kind, pad = config.get("model_type"), config.get("pad_token_id")
     if kind not in OFFSET_POSITIONS:
-        return positions
-    return positions - (2 if pad is None or kind == "mpnet" else pad + 1)  # mpnet's is 1, whatever the config says
+        return 0
+    return 2 if pad is None or kind == "mpnet" else int(pad) + 1  # mpnet's padding token is 1, whatever the config says
 
 
 def _check_pin(name: str, weights: list[Path], pin: str) -> None:

@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from batchnlp.backends.answer import Answer
 from batchnlp.backends.canary import check_close
 from batchnlp.backends.openvino_library import load_openvino, reason
 from batchnlp.backends.packed_attention import Unsupported
+from batchnlp.backends.token_heads import BY_TOKEN
 from batchnlp.backends.torch_encoder import TorchEncoder, _Flight
 from batchnlp.types import Batch, Decoding, ModelFiles, Pieces, Resolved
 
@@ -39,6 +42,20 @@ def make(
     return encoder
 
 
+class _Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
+    """What becomes the graph: the model and its pooling, without what is left to torch."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """See `Answer.whole`."""
+        return self.answer.whole(input_ids, attention_mask, token_type_ids)
+
+
 class OpenVinoEncoder(TorchEncoder):
     """One model on the CPU, in one stream a thread."""
 
@@ -48,17 +65,17 @@ class OpenVinoEncoder(TorchEncoder):
         self._typed = "token_type_ids" in inspect.signature(self._model.forward).parameters
         example = self._canary()
         with torch.inference_mode():
-            wanted = self._answer(**example)
+            wanted = self._answer.whole(**example)
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of tracing, about shapes that it takes for constants: the canary has others
-            converted = openvino.convert_model(self._answer, example_input={k: v[:2, :9] for k, v in example.items()})
+            warnings.simplefilter("ignore")  # of tracing, about shapes it takes for constants: the canary has others
+            part = {name: values[:2, :9] for name, values in example.items()}
+            converted = openvino.convert_model(_Whole(self._answer), example_input=part)
         compiled = openvino.Core().compile_model(converted, "CPU", {
             "INFERENCE_PRECISION_HINT": "bf16" if resolved.dtype == "bfloat16" else "f32",
             "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "EXECUTION_MODE_HINT": "PERFORMANCE",
             "ENABLE_CPU_PINNING": False,  # the replicas of a machine would all be pinned to the same cores
         })  # fmt: skip
+        self._columns = wanted.shape[-1]
         self._names = [next(name for name in example if name in port.get_names()) for port in compiled.inputs]
         self._ahead = threads
         self._idle = [compiled.create_infer_request() for _ in range(threads + 1)]
@@ -83,11 +100,23 @@ class OpenVinoEncoder(TorchEncoder):
         return inputs
 
     def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
-        return self._start(batch, self._complete(self._inputs(pieces, batch, lengths)))
+        inputs = self._inputs(pieces, batch, lengths)
+        word = inputs.pop("word", None)
+        flight = self._start(batch, self._complete(inputs))
+        if self.kind not in BY_TOKEN:
+            return flight
+        answer = torch.empty(*flight.host.shape[:2], self.width)
+
+        def wait() -> None:
+            flight.wait()
+            answer.copy_(self._answer.reduced(flight.host, word))
+
+        return _Flight(batch, answer, wait)
 
     def _start(self, batch: Batch, inputs: dict[str, torch.Tensor]) -> _Flight:
         request = self._idle[-1]
-        host = torch.empty(len(batch.index), self.width)
+        rows, length = inputs["input_ids"].shape
+        host = torch.empty(*((rows, length) if self.kind in BY_TOKEN else (rows,)), self._columns)
         tensor = self._openvino.Tensor
         arrays = {name: inputs[name].numpy() for name in self._names}
         request.set_tensors({name: tensor(array, shared_memory=True) for name, array in arrays.items()})

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchnlp.backends.answer import Answer, Pooler
 from batchnlp.backends.decoding import Chooser
 from batchnlp.backends.generation import answer_limits
 from batchnlp.backends.token_heads import BY_TOKEN
-from batchnlp.backends.torch_encoder import Answer, Pooler
 from batchnlp.backends.torch_model import TorchBackend, judge, load_model
 from batchnlp.errors import BackendError, UsageError
 from batchnlp.types import Decoding, Failure, Float32, Int32, Int64, ModelFiles, Pieces, Raw, Resolved

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from batchnlp.backends.answer import Answer, Pooler
 from batchnlp.backends.base import Aborted
-from batchnlp.backends.token_heads import BY_TOKEN, best_labels, borders, token_rows
+from batchnlp.backends.first_token import cut_last_layer
+from batchnlp.backends.token_heads import BY_TOKEN, token_rows
 from batchnlp.backends.torch_model import TorchBackend, give_up, is_out_of_memory, judge, load_model
-from batchnlp.errors import ModelError
 from batchnlp.text.alike import Keys, Known, first_alike, keys
 from batchnlp.text.batching import halve, pack
 from batchnlp.text.encode import ranges
@@ -77,7 +78,9 @@ class TorchEncoder(TorchBackend):
         super().__init__(resolved, threads)
         self.kind = kind
         self._model = load_model(model, getattr(torch, dtype or resolved.dtype), kind).to(self.device)
-        self._answer = Answer(self._model, kind, Pooler(model, self.device) if kind == "vectors" else None)
+        pooler = Pooler(model, self.device) if kind == "vectors" else None
+        self._answer = Answer(self._model, kind, pooler)
+        self._cut = cut_last_layer(self._model) if self._first_only else []
         self._pad = int(self._model.config.pad_token_id or 0)
         self._worked = False
         self._ahead = int(self.device.type == "cuda")  # batches that are launched before the last one is awaited
@@ -95,9 +98,7 @@ class TorchEncoder(TorchBackend):
         lengths, executed, tokens = pieces.lengths, 0, 0
         began = last = perf_counter()
         twins = _twins(pieces, known)
-        waiting = deque(
-            Batch(twins.asked[b.index], b.length) for b in pack(lengths[twins.asked], self.tokens_per_batch)
-        )
+        waiting = deque(replace(batch, index=twins.asked[batch.index]) for batch in self._batches(lengths[twins.asked]))
         flying: deque[_Flight] = deque()
         answers: list[tuple[Batch, Any]] = []
         failed: dict[int, tuple[str, str]] = {}  # piece → code and message
@@ -150,14 +151,28 @@ class TorchEncoder(TorchBackend):
         failed[int(batch.index[0])] = code, message
         give_up(len({int(pieces.doc[piece]) for piece in failed}), self._worked, error, message)
 
+    @property
+    def _first_only(self) -> bool:
+        """Whether nothing but the first token's state is read."""
+        pooler = self._answer.pooler
+        return self.kind == "scores" or (pooler is not None and pooler.modes == ["cls"])
+
+    def _batches(self, lengths: Int64) -> Iterator[Batch]:
+        """What goes through the model together."""
+        return pack(lengths, self.tokens_per_batch)
+
     def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
         """Begin with a batch; its answer comes to host memory by itself, so that its errors show one batch later."""
-        answer = self._answer(**self._inputs(pieces, batch, lengths))
+        answer = self._computed(pieces, batch, lengths)
         if self.device.type != "cuda":
             return _Flight(batch, answer, lambda: None)
         host = torch.empty(answer.shape, dtype=answer.dtype, pin_memory=True)
         host.copy_(answer, non_blocking=True)
         return _Flight(batch, host, torch.cuda.current_stream(self.device).record_event().synchronize)
+
+    def _computed(self, pieces: Pieces, batch: Batch, lengths: Any) -> Tensor:
+        """[B, W] or [B, L, W], on the device."""
+        return self._answer(**self._inputs(pieces, batch, lengths))
 
     def _inputs(self, pieces: Pieces, batch: Batch, lengths: Any) -> dict[str, Tensor]:
         """What the model is called with, [B, L] on the device; a mask only where something is padded."""
@@ -192,9 +207,13 @@ class TorchEncoder(TorchBackend):
         width = answers[0][1].shape[-1] if answers else self.width
         out = np.full((len(pieces.ids) if by_token else len(pieces), width), np.nan, np.float32)
         for batch, answer in answers:
-            where, rows = token_rows(pieces, batch, answer) if by_token else (batch.index, answer)
+            where, rows = self._rows(pieces, batch, answer) if by_token else (batch.index, answer)
             out[where] = rows
         return out
+
+    def _rows(self, pieces: Pieces, batch: Batch, answer: Any) -> tuple[Int64, Float32]:
+        """(positions in `Pieces.ids`, what was answered for them)."""
+        return token_rows(pieces, batch, answer)
 
     @property
     def width(self) -> int:
@@ -206,76 +225,3 @@ def _landed(flight: _Flight) -> Any:
     """The answer, copied out of pinned memory, which the next batches use again."""
     flight.wait()
     return flight.host.numpy().copy()
-
-
-class Answer(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
-    """The model with its pooling: [B, W] logits or vectors or, for values of tokens, [B, L, W], in float32."""
-
-    def __init__(self, model: Any, kind: str, pooler: Pooler | None) -> None:
-        super().__init__()
-        self.model, self.kind, self.pooler = model, kind, pooler
-        self.width = pooler.width if pooler is not None else 2 if kind in BY_TOKEN else int(model.config.num_labels)
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
-        word: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """All inputs [B, L]."""
-        more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        out = self.model(input_ids=input_ids, attention_mask=attention_mask, **more)
-        if self.pooler is not None:
-            return self.pooler(out.last_hidden_state, attention_mask)
-        if self.kind == "span_scores":
-            return borders(out)
-        return best_labels(out.logits, word) if self.kind == "token_scores" else out.logits.float()
-
-
-class Pooler(torch.nn.Module):  # type: ignore[misc]
-    """Token states to one vector a piece, as the model's sentence-transformers modules say; Normalize is the task's."""
-
-    def __init__(self, model: ModelFiles, device: torch.device) -> None:
-        super().__init__()
-        self._modes = next((m["modes"] for m in model.modules if m["type"] == "Pooling"), ["mean"])
-        self.width = model.hidden_size * len(self._modes)
-        self._dense = torch.nn.Sequential()
-        for module in model.modules:
-            if module["type"] == "Dense":
-                self._dense.append(_dense(model.path, module).to(device))
-                self.width = int(module["out_features"])
-
-    def forward(self, states_BLH: Tensor, mask_BL: Tensor | None) -> Tensor:
-        """[B, width] float32."""
-        states = states_BLH.float()
-        parts = [pool(states, mask_BL, mode) for mode in self._modes]
-        vectors = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return self._dense(vectors)
-
-
-def pool(states_BLH: Tensor, mask_BL: Tensor | None, mode: str) -> Tensor:
-    """[B, H] from the states of real tokens: mean, cls (the first), max or last."""
-    if mode == "cls":
-        return states_BLH[:, 0]
-    if mask_BL is None:
-        if mode == "last":
-            return states_BLH[:, -1]
-        return states_BLH.mean(1) if mode == "mean" else states_BLH.amax(1)
-    if mode == "last":
-        return states_BLH[torch.arange(states_BLH.shape[0], device=states_BLH.device), mask_BL.sum(1) - 1]
-    real = mask_BL[:, :, None].to(states_BLH.dtype)
-    if mode == "mean":
-        return (states_BLH * real).sum(1) / real.sum(1)
-    return states_BLH.masked_fill(real == 0, -torch.inf).amax(1)
-
-
-def _dense(path: str, module: dict[str, Any]) -> torch.nn.Module:
-    from safetensors.torch import load_file
-
-    weights = load_file(f"{path}/{module['path']}/model.safetensors")
-    linear = torch.nn.Linear(module["in_features"], module["out_features"], bias=module["bias"])
-    linear.load_state_dict({key.removeprefix("linear."): value.float() for key, value in weights.items()})
-    activation = getattr(torch.nn, module["activation"], None)
-    if activation is None:
-        raise ModelError(
-            f"{path} has a dense layer with the activation {module['activation']}", "it is not in torch.nn"
-        )
-    return torch.nn.Sequential(linear, activation()).eval()

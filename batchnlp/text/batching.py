@@ -35,11 +35,26 @@ def pack(lengths: Int64, tokens_per_batch: int) -> Iterator[Batch]:
         start = stop
 
 
+def fill(lengths: Int64, tokens_per_batch: int) -> Iterator[Batch]:
+    """Batches that are not padded, longest first: as many pieces as have `tokens_per_batch` tokens together."""
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    start = 0
+    while start < len(order):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + tokens_per_batch, side="right")))
+        yield Batch(order[start:stop], int(lengths[order[start]]), int(ends[stop - 1]) - before)
+        start = stop
+
+
 def halve(batch: Batch, lengths: Int64) -> tuple[Batch, Batch]:
     """The batch in two, each padded to its own longest; the batch must have two rows at least."""
     middle = len(batch.index) // 2
-    first, second = batch.index[:middle], batch.index[middle:]
-    return Batch(first, int(lengths[first].max())), Batch(second, int(lengths[second].max()))
+    first, second = (
+        Batch(index, int(lengths[index].max()), int(lengths[index].sum()) if batch.packed else 0)
+        for index in (batch.index[:middle], batch.index[middle:])
+    )
+    return first, second
 
 
 def padding(batches: Iterable[Batch], lengths: Int64) -> float:
