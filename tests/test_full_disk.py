@@ -46,7 +46,7 @@ def test_it_says_so_shows_nothing_half_and_goes_on_when_there_is_room(
         "source": {"path": str(corpus()), "id": "doc_id", "rows_per_shard": 1},
         "task": {"kind": "classify", "model": classifier}, "engine": {"runner": "inline"}, "output": {"path": out},
     }  # fmt: skip
-    seen = on_a_small_disk(job, tmp_path, 300)
+    seen = on_a_small_disk(job, tmp_path, 160)
     full, again = seen["full"], seen["again"]
     assert (full["status"], full["exit_code"]) == ("StoppedError", 3)
     assert full["said"].startswith("no space left below ")

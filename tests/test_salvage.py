@@ -164,7 +164,7 @@ def test_a_cut_off_stream_gives_its_whole_lines(
         texts = [text for d in docs for text in d.text.to_pylist()]
         whole = texts[:-1]
         assert texts[-1] is None
-        assert 10_000 < len(whole) < 20_000
+        assert 5_000 < len(whole) < 20_000
         first = [f"document {i}" for i in (0, len(whole) - 1)]
         for text, want in zip((whole[0], whole[-1]), first, strict=True):
             assert want in text
@@ -175,10 +175,9 @@ def test_damage_inside_a_stream_ends_it(tmp_path: Path) -> None:
     raw[len(raw) // 2 : len(raw) // 2 + 50] = b"\xff" * 50
     (tmp_path / "a.jsonl.gz").write_bytes(raw)
     whole, lost, count = read(Source.open(config(tmp_path)))
-    assert whole == ids("a.jsonl.gz", range(len(whole)))
-    assert 5_000 < len(whole) < 20_000
-    assert len(lost) == 1
-    assert count == len(whole) + 1 + (count - len(whole) - 1)
+    assert whole[:5_000] == ids("a.jsonl.gz", range(5_000))
+    assert lost == [(f"a.jsonl.gz#{count - 1}", count - 1, 1)]
+    assert len(whole) < count < 20_000, "lines that the damage made are dead letters like any other"
 
 
 def test_several_streams_in_a_file_are_one(tmp_path: Path) -> None:

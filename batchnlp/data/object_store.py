@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar
 
 from batchnlp.data.remote import filesystem, reason
 from batchnlp.data.store import CONTROL, explain_full
@@ -51,7 +51,7 @@ class ObjectStore:
         self._fs, self._prefix = fs, prefix.rstrip("/")
         protocols = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
         self._conditional = any(name in CONDITIONAL for name in protocols)
-        self._errors = (OSError, *_errors(protocols))
+        self._errors: tuple[type[Exception], ...] = (OSError, *_errors(protocols))
         self._exclusive: bool | None = None  # not known before it was tried
         self._sizes: dict[str, int] | None = None  # while a snapshot lasts
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
@@ -139,14 +139,14 @@ class ObjectStore:
             return bytes(self._again(lambda: self._fs.cat_file(self._inner(name))))
         return None
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> io.BufferedReader:
         """Read in blocks, each of which is asked for again where it fails."""
         size = self.size(name)
         if size is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path(name))
         inner = self._inner(name)
         raw = _Reader(lambda a, b: bytes(self._again(lambda: self._fs.cat_file(inner, start=a, end=b))), size)
-        return cast(BinaryIO, io.BufferedReader(raw, READ))
+        return io.BufferedReader(raw, READ)
 
     def size(self, name: str) -> int | None:
         """By its listing. What a snapshot does not know is looked for, unless it is in staging: there most is gone."""
@@ -217,12 +217,12 @@ class ObjectStore:
     def remove(self, name: str) -> None:
         """The object, and all below it; bulk deletes keep quiet about what they leave, so it is looked for again."""
         for _ in range(TRIES):
-            left = list(self._list(name))
+            left = self._list(name)
             if left:
                 with suppress(FileNotFoundError):
                     self._again(lambda left=left: self._fs.rm([self._inner(one) for one in left]))  # type: ignore[misc]
-            for gone in left if self._sizes is not None else ():
-                self._sizes.pop(gone, None)
+            if self._sizes is not None:
+                self._sizes = {known: size for known, size in self._sizes.items() if known not in left}
             if len(left) < 2:
                 return
         raise StoppedError(f"{self.path(name)} cannot be removed", "may these credentials delete?")

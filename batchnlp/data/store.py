@@ -17,8 +17,9 @@ import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from batchnlp.errors import OutputError, StoppedError
 
@@ -52,7 +53,7 @@ class Store(Protocol):
     def read(self, name: str) -> bytes | None:
         """The content, or None where there is no such file."""
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedReader:
         """The file, to read in it; FileNotFoundError where there is none."""
 
     def size(self, name: str) -> int | None:
@@ -155,7 +156,7 @@ class LocalStore:
             return Path(self.path(name)).read_bytes()
         return None
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> BufferedReader:
         """A file object."""
         return open(self.path(name), "rb")
 
@@ -344,7 +345,7 @@ def fsync(path: str) -> None:
         os.close(handle)
 
 
-def sha256_of(handle: BinaryIO) -> str:
+def sha256_of(handle: BufferedReader) -> str:
     """sha256 of what is left in an open file, in hex."""
     return hashlib.file_digest(handle, "sha256").hexdigest()
 
