@@ -38,6 +38,7 @@ FLAGS = {
     "status": ["--help", "--json"],
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
+    "gc": ["--dry-run", "--help", "--hours", "--json"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
