@@ -9,6 +9,7 @@
     │   └── MissingExtraError    an optional dependency is not installed
     ├── StoppedError          3  stopped half-way; the same command resumes
     │   ├── WorkerLostError      a replica died more often than the limit allows
+    │   ├── SinkError            a warehouse could not be reached, or did not take the rows
     │   └── CorruptError         an input or a result changed or broke in mid-run
     ├── LockedError          75  another run holds the output
     ├── Interrupted         130  Ctrl-C came before any shard was under way
@@ -81,6 +82,10 @@ class StoppedError(BatchnlpError):
 
 class WorkerLostError(StoppedError):
     """A replica died more often than the limit allows."""
+
+
+class SinkError(StoppedError):
+    """A warehouse could not be reached, or did not take the rows; it holds what it held before."""
 
 
 class CorruptError(StoppedError):

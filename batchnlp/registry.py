@@ -43,6 +43,18 @@ RUNNERS = {
     "inline": "batchnlp.engine.inline:InlineRunner",
     "ray": "batchnlp.engine.ray_runner:RayRunner",
 }
+SINKS = {
+    "duckdb": "batchnlp.sinks.duckdb:DuckDB",
+    "delta": "batchnlp.sinks.delta:Delta",
+    "iceberg": "batchnlp.sinks.iceberg:Iceberg",
+    "postgres": "batchnlp.sinks.postgres:Postgres",
+    "parquet": "batchnlp.sinks.parquet:Parquet",
+}
+STATEMENTS = {
+    "bigquery": "batchnlp.sinks.bigquery:BigQuery",
+    "snowflake": "batchnlp.sinks.snowflake:Snowflake",
+    "clickhouse": "batchnlp.sinks.clickhouse:ClickHouse",
+}
 
 
 def task(model: Any, spec: Any) -> Any:

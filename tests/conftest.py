@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -154,3 +155,42 @@ def corpus(tmp_path: Path) -> Corpus:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URI of a server of our own."""
+    from postgres_server import binaries, server
+
+    programs = binaries()
+    if programs is None:
+        pytest.skip("no PostgreSQL here: install it, or pip install pgserver")
+    with server(programs) as uri:
+        yield uri
+
+
+@pytest.fixture
+def new_warehouse(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Makes empty warehouses of a kind."""
+    from warehouses import Warehouse
+
+    made: list[Any] = []
+
+    def make(kind: str) -> Warehouse:
+        folder, uri = tmp_path / f"warehouse{len(made)}", ""
+        folder.mkdir()
+        if kind == "postgres":
+            schema = f"s{uuid.uuid4().hex}"
+            root = request.getfixturevalue("postgres")
+            Warehouse(kind, folder, root).sql(f"create schema {schema}")
+            uri = f"{root}&options=-csearch_path%3D{schema}"
+        made.append(Warehouse(kind, folder, uri))
+        return made[-1]
+
+    return make
+
+
+@pytest.fixture(params=["duckdb", "delta", "iceberg", "postgres", "parquet"])
+def warehouse(request: pytest.FixtureRequest, new_warehouse: Callable[..., Any]) -> Any:
+    """An empty warehouse of each kind."""
+    return new_warehouse(request.param)

@@ -22,8 +22,9 @@ DOORS = {  # library → where it may be imported
     "httpx2": ("backends/openai_client.py",),
     "vllm": ("backends/vllm_generator.py",),
     "duckdb": ("sinks/duckdb.py",),
-    "deltalake": ("sinks/",),
-    "pyiceberg": ("sinks/",),
+    "deltalake": ("sinks/delta.py",),
+    "pyiceberg": ("sinks/iceberg.py",),
+    "adbc_driver_postgresql": ("sinks/postgres.py",),
 }
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 
@@ -102,7 +103,8 @@ def test_files_are_of_a_size_to_be_read(name: str) -> None:
 def test_what_the_registry_names_is_there() -> None:
     from batchnlp import registry
 
-    for table in (registry.TASKS, registry.SERVED, *registry.BACKENDS.values(), registry.RUNNERS):
+    tables = registry.TASKS, registry.SERVED, *registry.BACKENDS.values(), registry.RUNNERS, registry.SINKS, registry.STATEMENTS
+    for table in tables:
         for target in table.values():
             module, _, attribute = target.partition(":")
             path = ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")

@@ -39,6 +39,7 @@ FLAGS = {
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
     "gc": ["--dry-run", "--help", "--hours", "--json"],
+    "load": ["--help", "--json", "--set", "--to"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",

@@ -143,6 +143,32 @@ def test_sources_and_outputs_on_one_store(bucket: str, corpus: Corpus, classifie
         batchnlp.run(job(f"{first}/_batchnlp", second, classifier))
 
 
+def test_results_go_on_into_a_warehouse(bucket: str, corpus: Corpus, classifier: str, tmp_path: Path) -> None:
+    import duckdb
+
+    sink = {"kind": "duckdb", "database": str(tmp_path / "w.duckdb"), "table": "topics", "key": "id"}
+    batchnlp.run(job(str(corpus()), f"s3://{bucket}/out", classifier, sinks=[sink]))
+    with duckdb.connect(sink["database"]) as database:
+        assert database.execute("select count(*), count(distinct id) from topics").fetchone() == (25, 25)
+
+
+def test_the_secret_is_nowhere(
+    bucket: str, corpus: Corpus, classifier: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither in what is written nor in what is said, of a run on Ray that fails at last."""
+    out = f"s3://{bucket}/out"
+    tree = job(str(corpus([*tiny.texts(20), None, ""])), out, classifier, limits={"max_failed": 0})
+    result = batchnlp.run({**tree, "engine": {**tree["engine"], "runner": "ray", "replicas": 2}})
+    assert (result.status, result.rows, result.dead) == ("failed", 22, 2)
+    command = [sys.executable, "-m", "batchnlp", "status", out, "--json"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    files = client()
+    held = [name for name in files.find(bucket) if secret.encode() in files.cat_file(name)]
+    assert held == []
+    assert secret not in said.stdout + said.stderr + "".join(capfd.readouterr()) + repr(result)
+
+
 def test_what_cannot_be_written_is_refused_before_anything_starts(bucket: str, corpus: Corpus, classifier: str) -> None:
     with pytest.raises(OutputError, match="there is no such bucket"):
         batchnlp.run(job(str(corpus()), "s3://no-such-bucket-here/out", classifier))

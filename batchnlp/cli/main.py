@@ -250,6 +250,27 @@ def collect(out: str, output: str | None, format_: str | None, dead: bool, as_js
     write_collected(out, output, format_, dead, as_json)
 
 
+WAREHOUSES = ["duckdb", "delta", "iceberg", "postgres", "parquet", "bigquery", "snowflake", "clickhouse"]
+
+
+@main.command()
+@click.argument("out")
+@click.option("--to", "kind", required=True, type=click.Choice(WAREHOUSES), help="The warehouse.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set a key of the sink: database, table, write, key, ...",
+)
+@json_option
+def load(out: str, kind: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Load the results in OUT into a warehouse, or print the statements that do it."""
+    from batchnlp.cli.load import load_output
+
+    load_output(out, kind, settings, as_json)
+
+
 @main.command()
 @click.argument("out")
 @click.option("--hours", type=click.FloatRange(min=0), default=24.0, help="How old they must be; 24 without it.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -123,12 +123,23 @@ def print_summary(r: RunResult) -> None:
             "(stages overlap)",
         ]  # fmt: skip
     lines += r.notes
+    lines += [sink_line(sink) for sink in r.sinks]
     if r.resumed:
         lines.append(f"shards: {r.resumed:,} done before, {r.shards:,} now")
     if r.replaced:
         lines.append(f"replaced: {', '.join(f'run {run}' for run in r.replaced)}")
     for line in lines:
         message(line)
+
+
+def sink_line(sink: Mapping[str, Any]) -> str:
+    """What a warehouse was given."""
+    name = f"{sink['kind']} {sink['table']}"
+    if sink["status"] == "failed":
+        return f"{name}: not loaded: {sink['message']}"
+    if sink["status"] == "held":
+        return f"{name}: holds these results already"
+    return f"{name}: {sink['rows']:,} rows loaded in {duration(sink['seconds'])}"
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -267,9 +267,9 @@ class Ledger:
             self.store.remove(SUCCESS)
         self.store.remove(f"{self.control}/manifest.json")
 
-    def manifest(self) -> dict[str, Any] | None:
-        """manifest.json, or None while the run is not complete."""
-        name = f"{self.control}/manifest.json"
+    def manifest(self, name: str = "") -> dict[str, Any] | None:
+        """manifest.json (or an older one of that name), or None while the run is not complete."""
+        name = name or f"{self.control}/manifest.json"
         with _damaged(self.store.path(name), "run the job again; it is written anew"):
             return manifests.read(self.store, name)
 

@@ -16,6 +16,7 @@ import importlib
 import io
 import os
 import random
+import shutil
 import tempfile
 import time
 import uuid
@@ -147,6 +148,15 @@ class ObjectStore:
         inner = self._inner(name)
         raw = _Reader(lambda a, b: bytes(self._again(lambda: self._fs.cat_file(inner, start=a, end=b))), size)
         return io.BufferedReader(raw, READ)
+
+    def local(self, name: str) -> str:
+        """A copy on this host, until the process ends."""
+        path = os.path.join(self.scratch(os.path.dirname(name)), os.path.basename(name))
+        if not os.path.exists(path):
+            with self.open(name) as source, explain_full(os.path.dirname(path)), open(f"{path}.part", "wb") as target:
+                shutil.copyfileobj(source, target, READ)
+            os.replace(f"{path}.part", path)
+        return path
 
     def size(self, name: str) -> int | None:
         """By its listing. What a snapshot does not know is looked for, unless it is in staging: there most is gone."""

@@ -143,7 +143,7 @@ class PartWriter:
 
     def _partitions(self, name: str, table: pa.Table) -> Iterator[tuple[str, pa.Table, Any]]:
         """One file a combination of values, and the order of the rows among them."""
-        folders = _folders(table, self._partition_by)
+        folders = partition_folders(table, self._partition_by)
         values, which = np.unique(np.array(folders), return_inverse=True)
         for i, folder in enumerate(values):
             yield f"{folder}/part-{name}", table.filter(pa.array(which == i)), "rows"
@@ -162,7 +162,7 @@ def staging_folder(control: str, shard: int, attempt: str) -> str:
     return f"{control}/staging/{shard:05d}.{attempt}"
 
 
-def _folders(table: pa.Table, keys: list[str]) -> list[str]:
+def partition_folders(table: pa.Table, keys: list[str]) -> list[str]:
     """`key=value/key=value` of each row; values are quoted, so that none can leave the output."""
     parts = []
     for key in keys:

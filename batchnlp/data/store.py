@@ -56,6 +56,9 @@ class Store(Protocol):
     def open(self, name: str) -> BufferedReader:
         """The file, to read in it; FileNotFoundError where there is none."""
 
+    def local(self, name: str) -> str:
+        """Where other libraries can read the file on this host; FileNotFoundError where there is none."""
+
     def size(self, name: str) -> int | None:
         """Bytes of a file, or None where there is no such file."""
 
@@ -159,6 +162,10 @@ class LocalStore:
     def open(self, name: str) -> BufferedReader:
         """A file object."""
         return open(self.path(name), "rb")
+
+    def local(self, name: str) -> str:
+        """It is here."""
+        return self.path(name)
 
     def size(self, name: str) -> int | None:
         """By stat."""

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from batchnlp import registry
@@ -25,9 +25,11 @@ from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unna
 from batchnlp.engine.planner import Prepared, find_repeats, make_plan, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.engine.worker import WorkerSetup
-from batchnlp.errors import CorruptError, Interrupted, OutputError
+from batchnlp.errors import BatchnlpError, CorruptError, Interrupted, OutputError, StoppedError
 from batchnlp.job.identity import differences
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.job.spec import JobSpec
+from batchnlp.sinks.load import load
 from batchnlp.types import Part, Plan, Resolved, many
 
 COMMITTERS = 8  # commits at a time, where several parts are there
@@ -93,6 +95,7 @@ class RunResult:
     seconds: dict[str, float]
     codes: dict[str, int] = field(default_factory=dict)
     message: str = ""
+    sinks: list[dict[str, Any]] = field(default_factory=list)  # what each of the job's warehouses was given
     resolved: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a backend did otherwise than it would, and why
     replaced: list[str] = field(default_factory=list)  # runs that an overwrite took the place of
@@ -296,11 +299,37 @@ class _Run:
             messages = [] if self.new.shards else ["all is done already" if plan.shards else "the corpus has no rows"]
             if self.store.read(SUCCESS) is None:
                 messages.append(f"no {SUCCESS} yet: another run here is not complete; batchnlp status tells which")
-            return self._result("done", plan, resolved, resumed, 0, "; ".join(messages))
+            sinks = self._load_all()
+            result = self._result("done", plan, resolved, resumed, 0, "; ".join(messages))
+            return replace(result, sinks=sinks, **self._unloaded(sinks))
         message = f"{many(dead, 'dead letter')}, {allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
         return self._result("failed", plan, resolved, resumed, 1, message)
+
+    def _load_all(self) -> list[dict[str, Any]]:
+        """Give the warehouses the results; a load that is under way is finished before a signal counts."""
+        self.interrupt.defer()
+        return [self._load(sink) for sink in self.spec.sinks]
+
+    def _unloaded(self, sinks: list[dict[str, Any]]) -> dict[str, Any]:
+        """How a run ends that is done but for its warehouses."""
+        if all(sink["status"] != "failed" for sink in sinks):
+            return {}
+        code = self.interrupt.exit_code if self.interrupt.signal else StoppedError.exit_code
+        message = "the same command loads what is missing, and computes nothing again"
+        return {"status": "stopped", "exit_code": code, "message": message}
+
+    def _load(self, sink: SinkSpec) -> dict[str, Any]:
+        """One that fails does not keep the others from getting theirs."""
+        about = {"kind": sink.kind, "table": sink.table}
+        if self.interrupt.signal:
+            return {**about, "status": "failed", "message": "stopped before it began"}
+        try:
+            loaded = load(self.store.root, sink)
+        except BatchnlpError as error:
+            return {**about, "status": "failed", "message": str(error)}
+        return {**asdict(loaded), "status": "loaded" if loaded.runs else "held"}
 
     def _claim(self) -> None:
         """Where no results stand that must be kept, this run is what the output holds, from its start."""

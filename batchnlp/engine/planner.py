@@ -22,6 +22,7 @@ from batchnlp.data.sources import Source
 from batchnlp.errors import SourceError, SpecError
 from batchnlp.job.identity import fingerprint, fingerprint_facts, job_name
 from batchnlp.job.spec import JobSpec
+from batchnlp.sinks.load import check
 from batchnlp.tasks.base import COUNT_FIELDS, Task
 from batchnlp.types import ModelFiles, Plan, Server
 
@@ -70,6 +71,8 @@ def prepare(spec: JobSpec) -> Prepared:
         "batchnlp.fingerprint": print_, "batchnlp.model": model.name, "batchnlp.model_revision": model.revision,
         "batchnlp.model_weights": model.weights,
     })  # fmt: skip
+    for sink in spec.sinks:
+        check(sink, schema.remove_metadata(), spec.output.partition_by)
     return Prepared(spec, model, source, task, facts, print_, schema)
 
 

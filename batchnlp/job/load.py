@@ -9,12 +9,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from batchnlp.errors import SpecError
+from batchnlp.job.sinks import SinkSpec, StatementSpec
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import nearest
 
@@ -95,17 +96,36 @@ def build_spec(
         given.setdefault(dotted, name)
     for dotted, value in (flags or {}).items():
         _put(merged, dotted, value)
+    given |= _put_settings(merged, settings)
+    try:
+        return JobSpec.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, where, given, JobSpec) from None
+
+
+def build_target(kind: str, settings: Iterable[str]) -> SinkSpec | StatementSpec:
+    """Where `batchnlp load` is to load to: a section of the job, made from flags alone."""
+    tree: dict[str, Any] = {"kind": kind}
+    given = _put_settings(tree, settings)
+    statement = kind in get_args(StatementSpec.model_fields["kind"].annotation)
+    model: type[SinkSpec | StatementSpec] = StatementSpec if statement else SinkSpec
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, "the command line", given, model) from None
+
+
+def _put_settings(tree: dict[str, Any], settings: Iterable[str]) -> dict[str, str]:
+    """Put `key=value` into the tree; where each of the keys comes from."""
+    given = {}
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator or not key.strip():
             missing = "key" if separator else "'='"
             raise SpecError(f"--set {setting} has no {missing}", "write --set engine.dtype=float32")
-        _put(merged, key.strip(), parse_yaml(value, f"--set {key}"))
+        _put(tree, key.strip(), parse_yaml(value, f"--set {key}"))
         given[key.strip()] = "--set"
-    try:
-        return JobSpec.model_validate(merged)
-    except ValidationError as error:
-        raise _explain(error, where, given) from None
+    return given
 
 
 def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +163,11 @@ def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, Any]]:
 
 def known_keys() -> list[str]:
     """Every key of a job, dotted."""
-    return [key for name, field in JobSpec.model_fields.items() for key in _keys_of(name, field.annotation)]
+    return _keys(JobSpec)
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [key for name, field in model.model_fields.items() for key in _keys_of(name, field.annotation)]
 
 
 def _keys_of(name: str, annotation: Any) -> list[str]:
@@ -152,25 +176,27 @@ def _keys_of(name: str, annotation: Any) -> list[str]:
     return [name]
 
 
-def _place(loc: tuple[int | str, ...]) -> str:
+def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The key an error is about. What follows it in pydantic's path are members of unions and positions in lists."""
-    section = JobSpec.model_fields.get(str(loc[0])) if loc else None
+    if loc[:1] == ("sinks",) and len(loc) > 2:  # of which there may be several
+        return f"sinks.{loc[2]}"
+    section = model.model_fields.get(str(loc[0])) if loc else None
     depth = 2 if section is not None and _keys_of("", section.annotation) != [""] else 1
     return ".".join(str(part) for part in loc[:depth])
 
 
-def _explain(error: ValidationError, where: str, given: Mapping[str, str]) -> SpecError:
+def _explain(error: ValidationError, where: str, given: Mapping[str, str], model: type[BaseModel]) -> SpecError:
     """The first thing wrong, in one line; further ones are counted. `given` tells where single keys come from."""
-    problems = error.errors()
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] == "missing")  # a misspelt key explains it
     first = problems[0]
-    places = [_place(problem["loc"]) for problem in problems]
+    places = [_place(problem["loc"], model) for problem in problems]
     key, others = places[0], len(set(places)) - 1
     more = f"; and {others} more" if others else ""
     message = first["msg"].removeprefix("Value error, ")
     named = message.partition(" ")[0].rstrip(":")  # the key, where a whole section is judged
     where = next((given[k] for k in (named, key, key.split(".")[0]) if k in given), where)
     if first["type"] == "extra_forbidden":
-        keys = known_keys()
+        keys = _inner(model, key)
         sections = sorted({k.split(".")[0] for k in keys})
         near = nearest(key, keys + sections) or next((k for k in keys if k.endswith("." + key.split(".")[-1])), "")
         return SpecError(
@@ -178,22 +204,27 @@ def _explain(error: ValidationError, where: str, given: Mapping[str, str]) -> Sp
         )
     if first["type"] == "missing":
         return SpecError(f"{where}: {key} is missing{more}", f"add {key}, or --set {key}=...")
-    if not key or message.startswith(key):
+    if not key or message.startswith(key) or first["type"] == "value_error":  # our own say what they found
         return SpecError(f"{where}: {message}{more}")
     if first["type"] == "model_type":
-        keys = [known for known in known_keys() if known.startswith(f"{key}.")]
+        keys = [known for known in _inner(model, f"{key}.") if known.startswith(f"{key}.")]
         return SpecError(
             f"{where}: {key} is a section, not {first['input']!r}"[:500] + more, f"its keys: {', '.join(keys)}"
         )
-    return SpecError(f"{where}: {key}: {message}, not {first['input']!r}"[:500] + more, _hint(key, first))
+    return SpecError(f"{where}: {key}: {message}, not {first['input']!r}"[:500] + more, _hint(key, first, model))
 
 
-def _hint(key: str, problem: Any) -> str:
+def _inner(model: type[BaseModel], key: str) -> list[str]:
+    """The keys that may be meant by an unknown one."""
+    return [f"sinks.{name}" for name in SinkSpec.model_fields] if key.startswith("sinks.") else _keys(model)
+
+
+def _hint(key: str, problem: Any, model: type[BaseModel]) -> str:
     """The nearest of the words that may stand there, else what the schema says of the key."""
     words = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
     if near := nearest(str(problem["input"]), words):
         return f"did you mean {near}?"
     section, _, name = key.partition(".")
-    inner: Any = JobSpec.model_fields[section].annotation
-    field = inner.model_fields[name] if name else JobSpec.model_fields[section]
+    inner: Any = SinkSpec if section == "sinks" else model.model_fields[section].annotation
+    field = inner.model_fields[name] if name else model.model_fields[section]
     return str(field.description or "").rstrip(".")

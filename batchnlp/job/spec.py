@@ -14,24 +14,19 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
+from batchnlp.job.section import Names, Section, as_list
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.types import OnBadFile, OnDuplicateId, OnLong, SourceConfig
 
 Format = Literal["parquet", "jsonl", "csv", "arrow", "text"]
 FilterTerm = tuple[str, Literal["=", "==", "!=", "<", ">", "<=", ">=", "in", "not in"], Any]
 
 
-def _as_list(value: Any) -> Any:
-    """One value where a list may stand: `keep: lang` and `--labels a,b` mean what they seem to."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
 def _as_labels(value: Any) -> Any:
     """Labels as a list, as `a,b`, or as a mapping from label to the description the model is shown."""
-    names = _as_list(value)
+    names = as_list(value)
     if not isinstance(names, list | dict):
         return names
     pairs = list(names.items()) if isinstance(names, dict) else [(name, name) for name in names]
@@ -73,19 +68,12 @@ def _plain_paths(value: list[str]) -> list[str]:
     return value
 
 
-Names = Annotated[list[str], BeforeValidator(_as_list)]
 Paths = Annotated[
     list[str],
     BeforeValidator(lambda v: [v] if isinstance(v, str) else v),
     AfterValidator(_plain_paths),
     Field(min_length=1),
 ]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values are frozen once validated."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SourceSpec(Section):
@@ -357,6 +345,9 @@ class JobSpec(Section):
     task: TaskSpec
     engine: EngineSpec = Field(default_factory=EngineSpec)
     output: OutputSpec
+    sinks: Annotated[list[SinkSpec], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)] = Field(
+        default_factory=list, description="Warehouses that get the results after the run."
+    )
     limits: LimitsSpec = Field(default_factory=LimitsSpec)
 
     @model_validator(mode="after")

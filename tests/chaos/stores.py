@@ -15,7 +15,6 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tiny
-from chaos.table import Outcome, Place, row
 from flaky_files import FlakyFiles
 from rivals import rivals
 from test_full_disk import no_small_disk, on_a_small_disk
@@ -26,6 +25,7 @@ from batchnlp.data.collect import read_dead, tables
 from batchnlp.data.object_store import ObjectStore
 from batchnlp.data.verify import verify, verify_store
 from batchnlp.errors import OutputError, StoppedError
+from chaos.table import Outcome, Place, row
 
 Rows = list[dict[str, Any]]
 
