@@ -38,8 +38,8 @@ FLAGS = {
     "status": ["--help", "--json"],
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
-    "gc": ["--dry-run", "--help", "--hours", "--json"],
     "load": ["--help", "--json", "--set", "--to"],
+    "gc": ["--dry-run", "--help", "--hours", "--json"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
@@ -560,7 +560,8 @@ def test_collect_of_a_broken_part_is_one_line_and_its_hint_works(
 
 def test_status_names_some_of_many_lost_files(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out = tmp_path / "out"
-    classify(corpus(), out, classifier, "--set", "source.rows_per_shard=2")
+    done = classify(corpus(), out, classifier, "--set", "source.rows_per_shard=2")
+    assert done.exit_code == 0, done.stderr
     for path in out.glob("part-*"):
         path.unlink()
     tree = last_json(invoke("status", out, "--json"))

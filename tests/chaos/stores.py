@@ -20,7 +20,7 @@ from rivals import rivals
 from test_full_disk import no_small_disk, on_a_small_disk
 
 import batchnlp
-from batchnlp.data import object_store, store
+from batchnlp.data import object_store
 from batchnlp.data.collect import read_dead, tables
 from batchnlp.data.object_store import ObjectStore
 from batchnlp.data.verify import verify, verify_store
@@ -72,15 +72,9 @@ def weather(place: Place) -> Outcome:
     """A real job over a store in memory; it is done again until it says that it is done."""
     source, ids = corpus(place, 2000)
     files = FlakyFiles(place.seed, errors=0.2)
-    with mock.patch.object(store, "open_store", lambda root: files.store(root)):
-        for module in ("batchnlp.engine.driver", "batchnlp.engine.worker"):
-            mock.patch(f"{module}.open_store", lambda root: files.store(root)).start()
-        mock.patch.object(object_store, "PAUSE", 0.001).start()
-        began = time.monotonic()
-        try:
-            again(lambda: batchnlp.run(job(place, source, "mem://out")))
-        finally:
-            mock.patch.stopall()
+    began = time.monotonic()
+    with mock.patch.object(ObjectStore, "at", files.store), mock.patch.object(object_store, "PAUSE", 0.001):
+        again(lambda: batchnlp.run(job(place, source, "mem://out")))
     seconds = time.monotonic() - began
     files.errors = 0.0
     files.settle()
