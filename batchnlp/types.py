@@ -22,6 +22,8 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
 OnLong = Literal["window", "truncate", "fail"]
+OnBadFile = Literal["fail", "salvage"]
+OnDuplicateId = Literal["fail", "keep_first", "suffix"]
 WIDTHS = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")  # what config.json calls the width of the states
 
 
@@ -39,6 +41,8 @@ class SourceConfig:
     format: str | None = None  # parquet, jsonl, csv, arrow, text; by file name without it
     unit: Literal["line", "file"] = "line"  # what a document is in a plain text file
     split: str | None = None  # of a data set that has several
+    on_bad_file: OnBadFile = "fail"
+    on_duplicate_id: OnDuplicateId = "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class InputFile:
     format: str  # parquet, jsonl, csv, arrow, text
     compression: str | None = None  # gz, zst, or None
     partitions: tuple[tuple[str, str], ...] = ()  # Hive keys and values in the path
+    damage: str = ""  # why it can be read in part only; found by the scan, where salvage is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,7 @@ class Segment:
     offset: int = 0  # first byte, for line formats; in decompressed bytes
     length: int = 0  # bytes of the run, for line formats
     line: int = 0  # number of the first line, from 0, for line formats
+    lost: bool = False  # one row that stands for those that nobody can read, nor count
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,7 @@ class Failure:
     code: str  # snake_case, stable, grouped by in `status`
     message: str  # one sentence, without the document's text
     attempts: int = 1
+    rows: int = 1  # rows that it stands for, if they were lost together
 
 
 def _no_line(doc: int) -> int:
@@ -98,7 +105,8 @@ def _no_line(doc: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Docs:
-    """One shard as read: every selected row once, in order, good and bad. Filled by the source's reader.
+    """One shard as read: every selected row once, in order, good and bad. Filled by the source's reader. Only rows that
+    were lost together with a damaged file have one entry in common, whose failure tells how many they are.
 
     `ids`, `text`, `file`, `row` and `keep` have one entry a row. A row that could not be read has a null text and an
     entry in `failures` (with `doc` set), so that nothing shifts.
@@ -289,7 +297,7 @@ class PartFile:
     rows: int
     size: int
     sha256: str
-    kind: Literal["rows", "dead", "order"] = "rows"  # order: which file each row of a partitioned part went to
+    kind: Literal["rows", "dead", "order", "text"] = "rows"  # order: which file each row of a partitioned part went to
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +376,7 @@ class Plan:
     shards: tuple[Shard, ...]
     schema: pa.Schema  # of the results
     generation: int = 0  # how often dead letters are tried again with it
+    repeats: int = 0  # rows whose id a row before them has
 
     @property
     def rows(self) -> int:

@@ -40,6 +40,7 @@ FLAGS = {
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
     "load": ["--help", "--json", "--set", "--to"],
+    "gc": ["--dry-run", "--help", "--hours", "--json"],
     "report": ["--columns", "--compare", "--help", "--json", "--output"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
     "schedule list": ["--help", "--json", "--state"],
@@ -577,7 +578,8 @@ def test_collect_of_a_broken_part_is_one_line_and_its_hint_works(
 
 def test_status_names_some_of_many_lost_files(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out = tmp_path / "out"
-    classify(corpus(), out, classifier, "--set", "source.rows_per_shard=2")
+    done = classify(corpus(), out, classifier, "--set", "source.rows_per_shard=2")
+    assert done.exit_code == 0, done.stderr
     for path in out.glob("part-*"):
         path.unlink()
     tree = last_json(invoke("status", out, "--json"))

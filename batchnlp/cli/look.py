@@ -120,7 +120,8 @@ def show_verdict(out: str, as_json: bool) -> int:
 def write_collected(out: str, target: str | None, format_: str | None, dead: bool, as_json: bool) -> None:
     """Collect results or dead letters into one file."""
     format_ = format_ or _by_name(target)
-    target = target or f"{os.path.abspath(out)}{'.dead' if dead else ''}.{format_}"  # abspath: "." has no name
+    beside = out.rstrip("/").rpartition("/")[2] if "://" in out else os.path.abspath(out)  # abspath: "." has no name
+    target = target or f"{beside}{'.dead' if dead else ''}.{format_}"
     lost = 0
     for ledger in open_ledgers(out):
         done, shards = ledger.commits(), len(ledger.plan()[0].shards)

@@ -214,6 +214,18 @@ def report(outs: tuple[str, ...], compare: bool, output: str | None, columns: st
 
 
 @main.command()
+@click.argument("out")
+@click.option("--hours", type=click.FloatRange(min=0), default=24.0, help="How old they must be; 24 without it.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would go.")
+@json_option
+def gc(out: str, hours: float, dry_run: bool, as_json: bool) -> None:
+    """Remove what writers that died left in OUT: temporary files, uploads, attempts that count for nothing."""
+    from batchnlp.cli.garbage import remove_garbage
+
+    remove_garbage(out, hours, dry_run, as_json)
+
+
+@main.command()
 @click.argument("spec")
 @set_option
 @click.option("--any-dtype", is_flag=True, help="Try float32 and bfloat16 where the job leaves the dtype open.")

@@ -63,7 +63,10 @@ def _read_rows(ledger: Ledger, part: Part) -> pa.Table | None:
 
 def read_dead(ledger: Ledger, part: Part) -> pa.Table | None:
     """The dead letters of one shard in input order; None where it has none."""
-    return next((_read(ledger, part, f) for f in part.files if f.kind == "dead"), None)
+    table = next((_read(ledger, part, f) for f in part.files if f.kind == "dead"), None)
+    if table is not None and "rows" not in table.column_names:  # written before letters stood for several rows
+        table = table.append_column(DEAD_SCHEMA.field("rows"), pa.array([1] * len(table), pa.int64()))
+    return table
 
 
 def read_columns(ledger: Ledger, part: Part, columns: Sequence[str], rows: int | None = None) -> Iterator[pa.Table]:
@@ -80,7 +83,7 @@ def _read(
         raise CorruptError(f"{path} {damage}", hint)
     try:
         # Not as a data set: the key=value folders are columns in the file already.
-        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+        with ledger.store.open(file.name) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as parquet:
             wanted = None if columns is None else list(columns)
             if rows is None:
                 return parquet.read(wanted)

@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchnlp.data.store import LocalStore
+from batchnlp.data.store import Store
 from batchnlp.types import Part, Retried
+
+DEAD = ("dead", "text")  # kinds of files that tell of documents without a result
 
 
 @dataclass(slots=True)
@@ -58,6 +60,11 @@ class Tally:
         self.codes.update(part.codes)
         self.notes.add(part.note)
 
+    @property
+    def failed(self) -> int:
+        """Dead letters that count against the limit: all but those that the job itself asked for."""
+        return self.dead - self.codes["duplicate_id"]
+
     def sums(self) -> dict[str, Any]:
         """As manifests and results tell them."""
         names = ("rows", "ok", "dead", "tokens", "executed")
@@ -72,7 +79,7 @@ def merged(layers: Sequence[Part]) -> Part:
     seconds: Counter[str] = Counter()
     for layer in layers:
         seconds.update(layer.seconds)
-    files = [file for layer in layers for file in layer.files if file.kind != "dead" or layer is last]
+    files = [file for layer in layers for file in layer.files if file.kind not in DEAD or layer is last]
     return Retried(
         first.shard, last.attempt, first.rows, first.rows - last.dead, last.dead, first.ids_hash, tuple(files),
         sum(layer.tokens for layer in layers), sum(layer.executed for layer in layers), dict(seconds), last.codes,
@@ -117,7 +124,7 @@ class Segments:
 
     size = 4096  # shards of a segment
 
-    def __init__(self, store: LocalStore, control: str) -> None:
+    def __init__(self, store: Store, control: str) -> None:
         self._store, self._control = store, control
         self._last: tuple[int, list[bytes]] = (-1, [])  # the segment that was read last: parts are read in order
 

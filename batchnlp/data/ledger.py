@@ -3,6 +3,7 @@
     OUT/_batchnlp/current.json                      the fingerprints whose results are live
     OUT/_batchnlp/<fingerprint>/plan.json           created once: the shards, and what every `auto` became
                                /staging/<shard>.<attempt>/   what workers write, swept when it does not count
+                               /repeats.parquet      rows whose id is there before them, found with the plan
                                /commits/<shard>.json         created exclusively: this makes an attempt count
                                /segments/<first>.jsonl       whole ranges of commits, compacted when a run is resumed
                                /dead/, /order/               dead letters, row order of partitioned parts
@@ -32,8 +33,8 @@ import pyarrow as pa
 from batchnlp import failpoints
 from batchnlp.data import manifests
 from batchnlp.data.commits import Commits, Segments, Tally, merged
-from batchnlp.data.parts import part_from_json, shard_name, staging_folder
-from batchnlp.data.store import CONTROL, LocalStore, sha256_file, to_json
+from batchnlp.data.parts import part_from_json, shard_name, staging_folder, write_parquet
+from batchnlp.data.store import CONTROL, LocalStore, Store, open_store, sha256_of, to_json
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import InputFile, Part, PartFile, Plan, Resolved, Segment, Shard
 
@@ -46,7 +47,7 @@ FOLDERS = ("commits", "segments", "staging")  # of shards that are done or under
 class Ledger:
     """The control directory of one run; of a retry that is under way, its commits alone."""
 
-    def __init__(self, store: LocalStore, fingerprint: str, generation: int = 0) -> None:
+    def __init__(self, store: Store, fingerprint: str, generation: int = 0) -> None:
         self.store, self.fingerprint, self.generation = store, fingerprint, generation
         self.control = f"_batchnlp/{fingerprint}"
         self._segments = Segments(store, self.control)
@@ -73,14 +74,25 @@ class Ledger:
                 self._retries = max((int(name[1]) + 1 for name in kept if name), default=0)
         return self._retries
 
+    @property
+    def repeats(self) -> str:
+        """The file with the rows whose id is there before them, if there are any."""
+        return f"{self.control}/repeats.parquet"
+
     # --- the plan
 
-    def create_plan(self, plan: Plan, facts: dict[str, Any], resolved: Resolved, about: dict[str, Any]) -> None:
-        """Fix the plan; of two drivers one wins, and both go on with the winner's."""
+    def create_plan(
+        self, plan: Plan, facts: dict[str, Any], resolved: Resolved, about: dict[str, Any],
+        repeats: pa.Table | None = None,
+    ) -> None:  # fmt: skip
+        """Fix the plan; of two drivers one wins, and both go on with the winner's. `repeats`: the same for all of them."""
+        if repeats is not None and len(repeats):
+            with self.store.writing(self.repeats) as path:
+                write_parquet(repeats, path)
         schema = base64.b64encode(plan.schema.serialize().to_pybytes()).decode()
         tree = {
             "format": FORMAT, "fingerprint": plan.fingerprint, "facts": facts, "resolved": asdict(resolved),
-            "files": [asdict(f) for f in plan.files], "schema": schema, "rows": plan.rows,
+            "files": [asdict(f) for f in plan.files], "schema": schema, "rows": plan.rows, "repeats": plan.repeats,
             "shards": [[astuple(s) for s in shard.segments] for shard in plan.shards], **about,
         }  # fmt: skip
         self.store.create(f"{self.control}/plan.json", json.dumps(tree).encode())
@@ -105,7 +117,8 @@ class Ledger:
             files = tuple(_input_file(f) for f in tree["files"])
             shards = tuple(Shard(i, tuple(Segment(*s) for s in row)) for i, row in enumerate(tree["shards"]))
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(tree["schema"])))
-            return Plan(tree["fingerprint"], files, shards, schema), Resolved(**tree["resolved"])
+            plan = Plan(tree["fingerprint"], files, shards, schema, tree.get("repeats", 0))
+            return plan, Resolved(**tree["resolved"])
 
     # --- commits
 
@@ -186,9 +199,10 @@ class Ledger:
 
     def _create_commit(self, part: Part, folder: str, invocation: str) -> bool:
         for file in part.files:
-            path = self.store.path(f"{folder}/{file.name}")
-            if not os.path.isfile(path) or os.path.getsize(path) != file.size:
-                raise CorruptError(f"{path} is not there as written", "do all replicas see the same output directory?")
+            staged = f"{folder}/{file.name}"
+            if self.store.size(staged) != file.size:
+                hint = "do all replicas see the same output directory?"
+                raise CorruptError(f"{self.store.path(staged)} is not there as written", hint)
         name = self._commit_name(part.shard)
         made = replace(part, invocation=invocation, committed=time.time())
         if not self.store.create(name, to_json(asdict(made))):
@@ -205,23 +219,20 @@ class Ledger:
         """Link the committed files to where readers look. Idempotent."""
         folder = self._staging(part)
         for file in part.files:
-            target = self.store.path(file.name)
-            if not os.path.exists(self.store.path(f"{folder}/{file.name}")):
-                if damage := self.damage(file):
-                    raise CorruptError(f"{target} {damage}", self.redo_hint(part.shard))
+            staged = f"{folder}/{file.name}"
+            if self.store.size(staged) is None and not self.damage(file):
                 continue
             try:
-                self.store.publish(f"{folder}/{file.name}", file.name)
-            except FileNotFoundError:  # another driver published it and swept the staging folder meanwhile
-                if not os.path.exists(target):
-                    raise
+                self.store.publish(staged, file.name)
+            except FileNotFoundError:  # swept, by another driver perhaps, as it is once the file is published
+                if damage := self.damage(file):
+                    raise CorruptError(f"{self.store.path(file.name)} {damage}", self.redo_hint(part.shard)) from None
 
     def damage(self, file: PartFile) -> str:
         """What a look at a published file's name and size finds wrong with it."""
-        path = self.store.path(file.name)
-        if not os.path.isfile(path):
+        size = self.store.size(file.name)
+        if size is None:
             return "was committed and is gone"
-        size = os.path.getsize(path)
         return "" if size == file.size else f"has {size:,} bytes instead of {file.size:,}"
 
     def redo_hint(self, shard: int) -> str:
@@ -234,7 +245,10 @@ class Ledger:
     def recover(self, shards: Iterable[Shard], invocation: str, total: Tally | None = None) -> Commits:
         """After a crash: publish all commits again, adopt finished attempts that have none, sweep the rest; what is done
         is added to `total`."""
-        by_index, total = {shard.index: shard for shard in shards}, total or Tally()
+        with self.store.snapshot():
+            return self._recover({shard.index: shard for shard in shards}, invocation, total or Tally())
+
+    def _recover(self, by_index: Mapping[int, Shard], invocation: str, total: Tally) -> Commits:
         if not self.generation:
             self._segments.compact(self._loose(), self._commit_name)
         done = self.commits()
@@ -265,17 +279,20 @@ class Ledger:
         if part is None or name != f"{shard_name(part.shard, self.generation)}.{part.attempt}":
             return None
         try:
-            whole = all(sha256_file(self.store.path(f"{folder}/{f.name}")) == f.sha256 for f in part.files)
+            return part if all(self._sha256(f"{folder}/{f.name}") == f.sha256 for f in part.files) else None
         except OSError:
             return None
-        return part if whole else None
+
+    def _sha256(self, name: str) -> str:
+        with self.store.open(name) as handle:
+            return sha256_of(handle)
 
     # --- the end
 
     def finish(self, parts: Mapping[int, Part], about: dict[str, Any], *, success: bool) -> None:
         """Write the manifest, in the order of the shards. It can be written again; `_SUCCESS` follows in `settle`."""
         total = Tally()
-        with manifests.Writer(self.store, f"{self.control}/manifest.json") as manifest:
+        with self.store.snapshot(), manifests.Writer(self.store, f"{self.control}/manifest.json") as manifest:
             for part in parts.values():
                 self.publish(part)
                 total.add(part)
@@ -323,7 +340,7 @@ class Ledger:
 
     def complete(self) -> bool:
         """Whether there is a manifest, be it damaged."""
-        return os.path.exists(self.store.path(f"{self.control}/manifest.json"))
+        return self.store.size(f"{self.control}/manifest.json") is not None
 
     def begun(self) -> bool:
         """Whether there is more than a plan: a shard, or work on one."""
@@ -335,7 +352,7 @@ def sums(parts: Iterable[Part]) -> dict[str, Any]:
     return Tally.of(parts).sums()
 
 
-def live(store: LocalStore) -> list[str]:
+def live(store: Store) -> list[str]:
     """The fingerprints whose results stand in this output, oldest first."""
     hint = 'write {"live": [...]} into it, with those folders beside it whose results are to stand'
     tree = _read_tree(store, CURRENT, hint)
@@ -343,12 +360,12 @@ def live(store: LocalStore) -> list[str]:
         return list(tree["live"]) if tree else []
 
 
-def set_live(store: LocalStore, fingerprints: list[str]) -> None:
+def set_live(store: Store, fingerprints: list[str]) -> None:
     """Swap the list of live fingerprints."""
     store.replace(CURRENT, to_json({"live": fingerprints}))
 
 
-def settle(store: LocalStore) -> None:
+def settle(store: Store) -> None:
     """`_SUCCESS` is there if and only if every live run is complete and within its limit."""
     names = live(store)
     complete = [found for name in names if (found := Ledger(store, name).succeeded())]
@@ -361,22 +378,23 @@ def settle(store: LocalStore) -> None:
         store.replace(SUCCESS, to_json(tree))
 
 
-def fingerprints(store: LocalStore) -> list[str]:
+def fingerprints(store: Store) -> list[str]:
     """Every fingerprint that has a control directory here, live or not."""
     return [name for name in store.names("_batchnlp") if len(name) == 64]
 
 
-def open_ledgers(root: str) -> list[Ledger]:
+def open_ledgers(root: str | Store) -> list[Ledger]:
     """The live runs of an output, or OutputError where there is none."""
-    store = LocalStore(root)
+    store = open_store(root) if isinstance(root, str) else root
     found = [Ledger(store, fingerprint) for fingerprint in live(store)]
     if not found:
-        what = "is no directory" if not os.path.isdir(root) else "holds no run of batchnlp"
-        raise OutputError(f"{root} {what}", "give the output.path of a job")
+        missing = isinstance(store, LocalStore) and not os.path.isdir(store.root)
+        what = "is no directory" if missing else "holds no run of batchnlp"
+        raise OutputError(f"{root if isinstance(root, str) else root.root} {what}", "give the output.path of a job")
     return found
 
 
-def _read_tree(store: LocalStore, name: str, hint: str) -> dict[str, Any] | None:
+def _read_tree(store: Store, name: str, hint: str) -> dict[str, Any] | None:
     """The object in a JSON file, or None where there is no such file."""
     data = store.read(name)
     if data is None:

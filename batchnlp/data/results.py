@@ -12,7 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers
-from batchnlp.data.store import sha256_file
+from batchnlp.data.store import sha256_of
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import PartFile
 
@@ -64,14 +64,16 @@ class Finished:
         return _files(earlier)
 
     def paths(self, files: Sequence[PartFile]) -> list[str]:
-        """Where the files are; CorruptError where one is not as it was committed."""
+        """Where the files are on this host; CorruptError where one is not as it was committed."""
         return [self._whole(file) for file in files]
 
     def compare(self, files: Sequence[PartFile]) -> None:
         """For readers that do not check pages: CorruptError where a file is not byte by byte what was committed."""
         for file in files:
             path = self.ledger.store.path(file.name)
-            if sha256_file(path) != file.sha256:
+            with self.ledger.store.open(file.name) as handle:
+                whole = sha256_of(handle) == file.sha256
+            if not whole:
                 hint = f"batchnlp verify {self.ledger.store.root} tells what else is"
                 raise CorruptError(f"{path} is damaged: its checksum differs", hint)
 
@@ -79,13 +81,14 @@ class Finished:
         path = self.ledger.store.path(file.name)
         hint = f"batchnlp verify {self.ledger.store.root} tells what is damaged"
         try:
-            with pq.ParquetFile(path) as parquet:
+            local = self.ledger.store.local(file.name)
+            with pq.ParquetFile(local) as parquet:
                 rows = parquet.metadata.num_rows
         except (OSError, pa.ArrowException) as error:
             raise CorruptError(f"{path} cannot be read: {' '.join(str(error).split())}", hint) from None
         if rows != file.rows:
             raise CorruptError(f"{path} has {rows:,} rows instead of {file.rows:,}", hint)
-        return path
+        return local
 
 
 def finished(root: str) -> list[Finished]:

@@ -48,6 +48,11 @@ def ledgers(root: str) -> list[tuple[Ledger, bool]]:
 
 def status_of(ledger: Ledger, live: bool, watch: Callable[[Part], None] = lambda part: None) -> Status:
     """What is known of a run; `watch` sees every committed part on the way, in the order of the shards."""
+    with ledger.store.snapshot():
+        return _status_of(ledger, live, watch)
+
+
+def _status_of(ledger: Ledger, live: bool, watch: Callable[[Part], None]) -> Status:
     damage: list[str] = []
     tree = read(ledger.plan_tree, damage) or {}
     plan, _ = (read(ledger.plan, damage) if tree or not damage else None) or (None, None)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers, sums
 from batchnlp.data.parts import NULL_ID, hash_each
-from batchnlp.data.store import sha256_file
+from batchnlp.data.store import Store, open_store, sha256_of
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import Part, PartFile, Plan, many
 
@@ -36,9 +36,15 @@ class Verdict:
 
 def verify(root: str) -> Verdict:
     """Check everything that can be checked without the input."""
+    return verify_store(open_store(root))
+
+
+def verify_store(store: Store) -> Verdict:
+    """The same for the output that `store` opens."""
     verdict = Verdict()
-    ledgers = open_ledgers(root)
-    hashes = [_check_run(ledger, verdict) for ledger in ledgers]
+    ledgers = open_ledgers(store)
+    with ledgers[0].store.snapshot():
+        hashes = [_check_run(ledger, verdict) for ledger in ledgers]
     _check_ids(ledgers, hashes, verdict)
     _check_success(ledgers, verdict)
     return verdict
@@ -113,10 +119,18 @@ def _check_part(ledger: Ledger, part: Part, rows: int, hashes: list[Ids]) -> lis
     if part.rows != rows or part.ok + part.dead != rows:
         problems.append(f"{name}: {rows} rows in, {part.ok} results, {part.dead} dead letters")
     found: list[int] = []
+    counts = {"rows": 0, "dead": 0}
     for file in part.files:
         problems += _check_file(ledger, file)
-        if file.kind != "order" and not problems:
-            found += hash_each(pq.read_table(ledger.store.path(file.name), columns=["id"], partitioning=None)["id"])
+        if file.kind in counts and not problems:
+            with ledger.store.open(file.name) as handle, pq.ParquetFile(handle) as parquet:
+                several = file.kind == "dead" and "rows" in parquet.schema_arrow.names
+                table = parquet.read(columns=["id", "rows"] if several else ["id"])
+            found += hash_each(table["id"])
+            counts[file.kind] += sum(rows or 1 for rows in table["rows"].to_pylist()) if several else len(table)
+    if not problems and (counts["rows"], counts["dead"]) != (part.ok, part.dead):
+        what = f"{counts['rows']} results and {counts['dead']} dead letters, not {part.ok} and {part.dead}"
+        problems.append(f"{name}: its files hold {what}")
     if not problems and f"{sum(found) % 2**64:016x}" != part.ids_hash:
         problems.append(f"{name}: the ids are not those that went in")
     hashes.append(np.array([one for one in found if one != NULL_ID], np.uint64))
@@ -128,7 +142,8 @@ def _check_file(ledger: Ledger, file: PartFile) -> list[str]:
     if damage := ledger.damage(file):
         return [f"{path} {damage}"]
     try:
-        whole = sha256_file(path) == file.sha256
+        with ledger.store.open(file.name) as handle:
+            whole = sha256_of(handle) == file.sha256
     except OSError as error:
         return [f"{path} cannot be read: {error.strerror}"]
     return [] if whole else [f"{path} is damaged: its checksum differs"]

@@ -5,6 +5,7 @@ runner → part → commit, commit, ... until all are there, a signal comes, or 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 from batchnlp import registry
 from batchnlp.data.commits import Commits, Tally
 from batchnlp.data.ledger import Ledger
-from batchnlp.engine.planner import Prepared
+from batchnlp.engine.planner import Prepared, ray_token
 from batchnlp.engine.signals import Interrupt
 from batchnlp.engine.worker import WorkerSetup
 from batchnlp.errors import Interrupted, StoppedError
@@ -157,6 +158,8 @@ class Computation:
     def _start(self, plan: Plan, resolved: Resolved, threads: int, left: Sequence[Shard]) -> Runner:
         spec, source = self.prepared.spec, self.prepared.source
         setup = WorkerSetup(spec, self.prepared.model, plan, resolved, source.schema, self._spool(), threads)
+        if spec.engine.address and spec.engine.insecure and not ray_token():  # as the cluster; read when ray is imported
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         factory = registry.load(registry.RUNNERS, spec.engine.runner)
         if spec.engine.runner == "inline":
             self.replicas = 1
@@ -168,7 +171,7 @@ class Computation:
         """Compressed line files are unpacked once, where every replica can read them."""
         if not any(file.compression for file in self.prepared.source.files):
             return None
-        folder = self.ledger.store.path(f"{self.ledger.control}/spool")
+        folder = self.ledger.store.scratch(f"{self.ledger.control}/spool")
         self.prepared.source.spool_into(folder)
         return folder
 

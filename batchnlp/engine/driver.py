@@ -17,12 +17,12 @@ from batchnlp.backends import device as devices
 from batchnlp.data.invocations import Diary
 from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle
 from batchnlp.data.lock import Lock
-from batchnlp.data.store import LocalStore
+from batchnlp.data.store import Store, open_store
 from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unnamed
 from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
 from batchnlp.engine.hooks import observed
 from batchnlp.engine.loading import load_all
-from batchnlp.engine.planner import Prepared, make_plan, prepare
+from batchnlp.engine.planner import Prepared, find_repeats, make_plan, prepare
 from batchnlp.engine.results import written
 from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.errors import CorruptError, OutputError
@@ -42,12 +42,15 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
     with watch_signals() as interrupt, observed(spec, say) as ending:
         prepared = prepare(spec)
         interrupt.check()
-        store = LocalStore(spec.output.path)
+        store = open_store(spec.output.path)
+        warning = store.check()
         refuse_other_runs(prepared, store)
         lock = Lock(store, invocation := uuid.uuid4().hex[:12])
         try:
             lock.acquire()
             run = _Run(prepared, store, invocation, listen, began, interrupt)
+            if warning:
+                run.warn(warning)
             with written(ending, run.ledger, run.facts):
                 ending.result = run.run()
             return ending.result
@@ -56,7 +59,7 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
             lock.release()
 
 
-def refuse_other_runs(prepared: Prepared, store: LocalStore) -> None:
+def refuse_other_runs(prepared: Prepared, store: Store) -> None:
     """With `mode: new`, results of another fingerprint in the same place are an error that says what changed."""
     standing = live(store)
     others = [f for f in standing if f != prepared.fingerprint and Ledger(store, f).begun()]
@@ -76,7 +79,7 @@ class _Run:
     def __init__(
         self,
         prepared: Prepared,
-        store: LocalStore,
+        store: Store,
         invocation: str,
         listen: Listener,
         began: float,
@@ -86,10 +89,14 @@ class _Run:
         self.spec = prepared.spec
         self.ledger = Ledger(store, prepared.fingerprint)
         self.diary = Diary(self.ledger, invocation, time.monotonic() - began)
-        self.work = Computation(
-            prepared, self.ledger, invocation, listen, began, interrupt, leased=self.diary.leased
-        )
+        self.work = Computation(prepared, self.ledger, invocation, listen, began, interrupt, leased=self.diary.leased)
         self.replaced: list[str] = []
+        self.warnings: list[str] = []
+
+    def warn(self, what: str) -> None:
+        """Tell it now and in the result."""
+        self.warnings.append(what)
+        self.listen(self.work.progress("starting", what))
 
     def run(self) -> RunResult:
         with self.diary:
@@ -125,16 +132,16 @@ class _Run:
         if self.ledger.plan_tree() is None:
             resolved = devices.resolve(self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
             replicas, _ = devices.share(hardware, resolved.device, self.spec.engine.replicas)
-            plan = make_plan(self.prepared, replicas)
+            plan, repeats = find_repeats(self.prepared, make_plan(self.prepared, replicas))
             sweep_unnamed(self.ledger)
-            self.ledger.create_plan(plan, self.prepared.facts, resolved, self.prepared.about)
+            self.ledger.create_plan(plan, self.prepared.facts, resolved, self.prepared.about, repeats)
         plan, stored = self.ledger.plan()
         resolved = devices.resume(stored, self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
         self.work.replicas, threads = devices.share(hardware, resolved.device, self.spec.engine.replicas)
         return plan, resolved, threads
 
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
-        dead, new = self.work.total.dead, self.work.new.shards
+        dead, new = self.work.total.failed, self.work.new.shards
         allowed = self.spec.limits.failed_allowed(plan.rows)
         success = dead <= allowed
         manifest = None
@@ -196,5 +203,6 @@ class _Run:
     def _result(self, status: str, resolved: Resolved, resumed: int, exit_code: int, message: str) -> RunResult:
         result = summed_up(self.work, resolved, self.ledger.run, self.store.root)
         return replace(
-            result, status=status, resumed=resumed, exit_code=exit_code, message=message, replaced=self.replaced
-        )
+            result, status=status, resumed=resumed, exit_code=exit_code, message=message, replaced=self.replaced,
+            notes=sorted({*result.notes, *self.warnings}),
+        )  # fmt: skip

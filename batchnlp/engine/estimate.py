@@ -18,8 +18,8 @@ import numpy as np
 from batchnlp import registry
 from batchnlp.backends import device as devices
 from batchnlp.data.ledger import Ledger, sums
-from batchnlp.data.store import LocalStore
-from batchnlp.engine.planner import Prepared, make_plan
+from batchnlp.data.store import open_store
+from batchnlp.engine.planner import Prepared, find_repeats, make_plan
 from batchnlp.errors import UsageError
 from batchnlp.text.batching import pack, padding
 from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved, Server
@@ -65,8 +65,8 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
     hardware = devices.probe_hardware()
     resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware, prepared.task.needs)
     replicas, threads = devices.share(hardware, resolved.device, prepared.spec.engine.replicas)
-    ledger = Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint)
-    plan = make_plan(prepared, replicas) if ledger.plan_tree() is None else ledger.plan()[0]
+    ledger = Ledger(open_store(prepared.spec.output.path), prepared.fingerprint)
+    plan = find_repeats(prepared, make_plan(prepared, replicas))[0] if ledger.plan_tree() is None else ledger.plan()[0]
     done = ledger.commits()
     full = full or plan.rows <= SAMPLE
     survey = Survey(prepared)

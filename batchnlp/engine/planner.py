@@ -6,8 +6,9 @@ Everything that can be refused is refused here, in seconds: wrong paths, columns
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +17,8 @@ import pyarrow.types as pt
 
 from batchnlp import __version__, registry
 from batchnlp.backends.model_files import resolve_model
+from batchnlp.data.remote import reason
 from batchnlp.data.sources import Source
-from batchnlp.data.sources.storage import reason
 from batchnlp.errors import SourceError, SpecError
 from batchnlp.job.identity import fingerprint, fingerprint_facts, job_name
 from batchnlp.job.spec import RUN_DATE, JobSpec
@@ -60,6 +61,7 @@ class Prepared:
 
 def prepare(spec: JobSpec) -> Prepared:
     """Preflight: model, task, corpus, schema. Raises UsageError; starts and writes nothing."""
+    _check_ray(spec)
     model = find_model(spec)
     task: Task = registry.task(model, spec.task)
     _check_backend(spec, task)
@@ -84,6 +86,25 @@ def find_model(spec: JobSpec) -> ModelFiles:
     from batchnlp.backends.openai_client import find_server
 
     return find_server(spec.engine.url, spec.engine.api_key_env, spec.task.model)
+
+
+def _check_ray(spec: JobSpec) -> None:
+    """Ray runs whatever it is sent, by whoever reaches its ports and has its token."""
+    mode = os.environ.get("RAY_AUTH_MODE", "").lower()
+    if spec.engine.runner != "ray" or spec.engine.insecure or mode == "token":
+        return
+    if mode:
+        what = f"RAY_AUTH_MODE={mode} would let anybody who reaches Ray's ports run code here"
+        raise SpecError(what, "unset it, or set engine.insecure=true in a network that you trust")
+    if spec.engine.address and not ray_token():
+        what = f"there is no token for the Ray cluster at {spec.engine.address}"
+        raise SpecError(what, "set RAY_AUTH_MODE and RAY_AUTH_TOKEN as on the cluster, or engine.insecure=true")
+
+
+def ray_token() -> bool:
+    """Whether there is a token for a cluster to join."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or os.path.isfile(os.path.expanduser("~/.ray/auth_token"))
 
 
 def _check_backend(spec: JobSpec, task: Task) -> None:
@@ -143,6 +164,12 @@ def make_plan(prepared: Prepared, replicas: int) -> Plan:
     if spec.source.rows_per_shard is None and enough < rows:
         shards = source.shards(None, enough, text)
     return Plan(prepared.fingerprint, source.files, tuple(shards), prepared.schema)
+
+
+def find_repeats(prepared: Prepared, plan: Plan) -> tuple[Plan, pa.Table]:
+    """The plan, and the rows whose id is there before them; SourceError where the job does not allow any."""
+    found = prepared.source.find_repeats(plan.shards)
+    return replace(plan, repeats=len(found)), found
 
 
 def _row_bytes(schema: pa.Schema) -> int:

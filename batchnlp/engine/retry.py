@@ -18,7 +18,7 @@ from batchnlp.data.again import forget_stale, put_away, worth_trying
 from batchnlp.data.commits import Tally
 from batchnlp.data.ledger import Ledger, open_ledgers, settle
 from batchnlp.data.lock import Lock
-from batchnlp.engine.computing import Computation, Listener, RunResult, summed_up
+from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
 from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
@@ -37,6 +37,8 @@ def retry_job(root: str, settings: Sequence[str] = (), listen: Listener = lambda
     began = time.monotonic()
     with watch_signals() as interrupt:
         ledgers = open_ledgers(root)
+        if warning := ledgers[0].store.check():
+            listen(Progress(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, message=warning))
         lock = Lock(ledgers[0].store, invocation := uuid.uuid4().hex[:12])
         try:
             lock.acquire()
@@ -107,16 +109,14 @@ class _Retry:
         parts = ledger.commits()
         total = Tally.of(parts.values())
         allowed = limits.failed_allowed(total.rows)
-        success = total.dead <= allowed
+        success = total.failed <= allowed
         ledger.finish(parts, {**prepared.about, "invocation": self.invocation}, success=success)
         put_away(ledger, parts.values())
         settle(ledger.store)
         message = f"{tried - result.dead:,} of {many(tried, 'dead letter')} have results now"
         if success:
             return load_all(replace(result, message=message), prepared.spec.sinks, self.interrupt)
-        over = (
-            f"{many(total.dead, 'dead letter')} are left, {allowed:,} allowed by limits.max_failed {limits.max_failed}"
-        )
+        over = f"{many(total.failed, 'dead letter')} are left, {allowed:,} allowed by limits.max_failed {limits.max_failed}"
         return replace(result, status="failed", exit_code=1, message=f"{message}; {over}")
 
     def _prepared(self) -> Prepared:

@@ -17,7 +17,7 @@ import queue
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import perf_counter
@@ -29,16 +29,18 @@ import pyarrow as pa
 from batchnlp import failpoints, registry
 from batchnlp.data.again import Again
 from batchnlp.data.ledger import Ledger
-from batchnlp.data.parts import PartWriter, dead_table, ids_hash
+from batchnlp.data.parts import PartWriter, dead_table, dead_texts, ids_hash
 from batchnlp.data.sources import Source
-from batchnlp.data.store import CONTROL, LocalStore
+from batchnlp.data.sources.repeats import Repeats
+from batchnlp.data.store import CONTROL, open_store
 from batchnlp.engine.suspects import Suspect
 from batchnlp.errors import CorruptError, WorkerLostError
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import answers
-from batchnlp.types import Docs, Encoded, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Server, Shard
+from batchnlp.types import Docs, Encoded, Failure, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Server, Shard
 
 Lease = Callable[[], Shard | None]
+_Found = tuple[pa.Table, pa.Table, pa.Table]  # results, dead letters, and their texts where asked for
 LeaseSuspect = Callable[[], tuple[Shard, str] | None]  # with how the worker was lost that had it last
 
 
@@ -165,20 +167,23 @@ class Worker:
         self._docs_per_piece = 1.0  # of the shard in the model
         self._schema = setup.plan.schema
         self._files = setup.plan.files
+        self._dead_text = setup.spec.output.dead_text
         spec = setup.spec
         self._date = spec.date if spec.writes_date else None  # a column of the results
         failpoints.reach("load")
+        self._store, self._generation = open_store(spec.output.path), setup.plan.generation
+        self._control = f"{CONTROL}/{setup.plan.fingerprint}"
+        self._ledger = Ledger(self._store, setup.plan.fingerprint)
         self._task = task = registry.task(setup.model, spec.task)
         self._source = Source(
             spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
         )
+        if setup.plan.repeats:
+            self._source.repeats = Repeats(self._store, self._ledger.repeats)
         self._backend = registry.backend(setup.model, setup.resolved, task, setup.threads)
         self._task.prepare(self._backend.forward)
         self._backend.aborted = self.aborting.is_set
         self._backend.on_batch = self._count
-        self._store, self._generation = LocalStore(spec.output.path), setup.plan.generation
-        self._control = f"{CONTROL}/{setup.plan.fingerprint}"
-        self._ledger = Ledger(self._store, setup.plan.fingerprint)
         self._again: dict[int, Again] = {}  # by shard, in a retry
         self._writer = PartWriter(self._store, setup.plan.fingerprint, spec.output.partition_by, self._generation)
 
@@ -265,19 +270,17 @@ class Worker:
                 yield item
                 continue
             began = perf_counter()
-            table, dead = self._results(item)
-            yield self._written(item.shard, item.docs, table, dead, item.cost, began)
+            yield self._written(item.shard, item.docs, self._results(item), item.cost, began)
 
-    def _written(
-        self, shard: Shard, docs: Docs, table: pa.Table, dead: pa.Table, cost: _Cost, began: float
-    ) -> Part:  # fmt: skip
+    def _written(self, shard: Shard, docs: Docs, found: _Found, cost: _Cost, began: float) -> Part:
+        table, dead, texts = found
         cost.seconds["write"] += perf_counter() - began
         measured = {**asdict(cost), "note": self._backend.note}
         again, order = self._again.pop(shard.index, None), None
         if again is not None:
             measured["after"], dead = again.part.attempt, again.aged(dead)
             order = partial(again.order, docs, self._files, dead)
-        part = self._writer.write(shard.index, uuid.uuid4().hex[:12], table, dead, measured, order)
+        part = self._writer.write(shard.index, uuid.uuid4().hex[:12], table, dead, measured, texts, order)
         if part.ids_hash != f"{ids_hash(docs.ids):016x}":
             message = f"shard {part.shard}: the ids that come out are not those that went in"
             raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
@@ -307,9 +310,9 @@ class Worker:
     def _alone(self, shard: Shard, suspect: Suspect) -> Part | None:
         """The shard range by range; None where it was stopped half-way."""
         docs, cost = self._read(shard), _Cost()
-        found = {-1: (self._schema.empty_table(), dead_table(docs, [], self._files))}
+        found = {-1: self._found(docs, self._schema.empty_table(), [])}
         for failure in suspect.failures:
-            found[failure.doc] = found[-1][0], dead_table(docs, [failure], self._files)
+            found[failure.doc] = self._found(docs, found[-1][0], [failure])
         for some in suspect.run(len(docs)):
             if self.stopping.is_set():
                 suspect.leave()
@@ -318,8 +321,8 @@ class Worker:
             cost.add(item.cost)
             found[some.start] = self._results(item)
         began = perf_counter()
-        table, dead = (pa.concat_tables([found[at][i] for at in sorted(found)]) for i in (0, 1))
-        return self._written(shard, docs, table, dead, cost, began)
+        table, dead, texts = (pa.concat_tables([found[at][i] for at in sorted(found)]) for i in range(3))
+        return self._written(shard, docs, (table, dead, texts), cost, began)
 
     def _answered(self, shard: Shard, docs: Docs) -> _Item:
         """Some rows of a shard, with nothing else in the model."""
@@ -332,8 +335,8 @@ class Worker:
             item.add(self._backend.forward(more.pieces))
         return item
 
-    def _results(self, item: _Item) -> tuple[pa.Table, pa.Table]:
-        """(results, dead letters): every row of the shard in one of the two."""
+    def _results(self, item: _Item) -> _Found:
+        """Every row of the shard as a result or a dead letter."""
         assert item.raw is not None
         found, failures = answers(self._task, item.encoded, item.raw, item.docs.failures)
         alive = np.ones(len(item.docs), bool)
@@ -341,7 +344,11 @@ class Worker:
         date = [pa.repeat(pa.scalar(self._date, pa.date32()), len(item.docs))] if self._date else []
         table = pa.table([item.docs.ids, *item.docs.keep.columns, *date, *found.columns], names=self._schema.names)
         table = (table if alive.all() else table.filter(pa.array(alive))).cast(self._schema.remove_metadata())
-        return table.replace_schema_metadata(self._schema.metadata), dead_table(item.docs, failures, self._files)
+        return self._found(item.docs, table.replace_schema_metadata(self._schema.metadata), failures)
+
+    def _found(self, docs: Docs, table: pa.Table, failures: Sequence[Failure]) -> _Found:
+        texts = dead_texts(docs, failures if self._dead_text else [], self._files)
+        return table, dead_table(docs, failures, self._files), texts
 
     def _count(self, pieces: int, tokens: int, executed: int, seconds: float) -> None:
         meter = self.meter

@@ -15,12 +15,12 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from batchnlp.job.nightly import HookSpec, ScheduleSpec
 from batchnlp.job.section import Names, Section, as_list
 from batchnlp.job.sinks import SinkSpec
-from batchnlp.types import OnLong, SourceConfig
+from batchnlp.types import OnBadFile, OnDuplicateId, OnLong, SourceConfig
 
 Format = Literal["parquet", "jsonl", "csv", "arrow", "text"]
 RUN_DATE = "run_date"  # in output.partition_by: the run's date, a column of the results then
@@ -58,7 +58,25 @@ def _as_schema(value: Any) -> Any:
         raise ValueError(f"task.json_schema: {value} cannot be read as JSON: {error}") from None
 
 
-Paths = Annotated[list[str], BeforeValidator(lambda v: [v] if isinstance(v, str) else v), Field(min_length=1)]
+def _refuse_password(value: str, key: str) -> None:
+    """Paths are written into plans and logs: a secret in one would be too. It is not shown here either."""
+    authority = value.partition("://")[2].partition("/")[0]
+    if ":" in authority.rpartition("@")[0]:
+        raise ValueError(f"{key} holds a password; leave it to the environment, as AWS_SECRET_ACCESS_KEY")
+
+
+def _plain_paths(value: list[str]) -> list[str]:
+    for path in value:
+        _refuse_password(path, "source.path")
+    return value
+
+
+Paths = Annotated[
+    list[str],
+    BeforeValidator(lambda v: [v] if isinstance(v, str) else v),
+    AfterValidator(_plain_paths),
+    Field(min_length=1),
+]
 
 
 class SourceSpec(Section):
@@ -74,6 +92,12 @@ class SourceSpec(Section):
     format: Format | None = Field(None, description="The format of all files; read from their names without it.")
     unit: Literal["line", "file"] = Field("line", description="What a document is in a plain text file.")
     split: str | None = Field(None, description="The split of a data set that has several; train without it.")
+    on_bad_file: OnBadFile = Field(
+        "fail", description="A damaged file: refuse it, or salvage what is whole and count the rest as dead letters."
+    )
+    on_duplicate_id: OnDuplicateId = Field(
+        "fail", description="An id that is there twice: refuse, keep_first (dead letters), or suffix (id~2, id~3, ...)."
+    )
     rows_per_shard: int | None = Field(None, ge=1, description="Shard size by hand; chosen by size without it.")
 
     def config(self, columns: tuple[str, ...] = (), turns: bool = False) -> SourceConfig:
@@ -83,6 +107,7 @@ class SourceSpec(Section):
             paths=tuple(self.path), text=self.text, id=self.id, keep=tuple(self.keep), columns=columns,
             turns=turns, filter=tuple(self.filter),
             format=self.format, unit=self.unit, split=self.split,
+            on_bad_file=self.on_bad_file, on_duplicate_id=self.on_duplicate_id,
         )  # fmt: skip
 
 
@@ -213,6 +238,7 @@ class EngineSpec(Section):
 
     runner: Literal["ray", "inline"] = Field("ray", description="ray: one actor a replica. inline: in this process.")
     address: str | None = Field(None, description="A Ray cluster to join; a local one is started without it.")
+    insecure: bool = Field(False, description="Ray without token authentication: whoever reaches its ports runs code.")
     replicas: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Model copies; auto: one a GPU."
     )
@@ -273,10 +299,11 @@ class EngineSpec(Section):
 class OutputSpec(Section):
     """Where the results go."""
 
-    path: str = Field(description="A directory of this job's own.")
+    path: str = Field(description="A directory of this job's own, or a URI as s3://bucket/folder.")
     partition_by: Names = Field(
         default_factory=list, description="Kept columns, and run_date, that become key=value directories."
     )
+    dead_text: bool = Field(False, description="Write the texts of dead letters too, for their owner's eyes only.")
     mode: Literal["new", "append", "overwrite"] = Field(
         "new", description="Another job's results in the same place: refuse, add to them, or replace them when done."
     )
@@ -287,9 +314,13 @@ class OutputSpec(Section):
     def _check(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("output.path is empty; name a directory")
-        if "://" in value:
-            raise ValueError(f"output.path: {value} is a URI, and results can only be written to local paths for now")
-        return os.path.expanduser(value)
+        _refuse_password(value, "output.path")
+        value = value.removeprefix("file://")
+        if "://" not in value:
+            return os.path.expanduser(value)
+        if re.search(r"[*?\[\]]", value):
+            raise ValueError(f"output.path: {value} reads like a pattern; choose an address without * ? [ ]")
+        return value.rstrip("/")
 
 
 Seconds = Annotated[float, Field(gt=0)] | Literal["auto"]

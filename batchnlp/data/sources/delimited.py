@@ -18,6 +18,7 @@ from batchnlp.data.sources.base import Bad, Rows, lines_from
 from batchnlp.data.sources.columns import fit, halve
 from batchnlp.data.sources.infer import infer_strings, parse
 from batchnlp.data.sources.lines import BOM, FIRST, LineReader, Records, is_utf8
+from batchnlp.data.sources.salvage import Damaged
 from batchnlp.data.sources.storage import Store, broken
 from batchnlp.errors import CorruptError, SourceError
 from batchnlp.types import InputFile, Segment, SourceConfig
@@ -162,7 +163,19 @@ def _lines(raw: bytes, file: InputFile) -> list[int]:
 
 
 def _blocks(found: Iterator[Record]) -> Iterator[Records]:
-    while block := [record[:3] for record in islice(found, TOGETHER)]:
+    """Some at a time; all that come before an error."""
+    block: list[tuple[int, int, int]] = []
+    try:
+        for record in found:
+            block.append(record[:3])
+            if len(block) == TOGETHER:
+                yield Records(*np.array(block, np.int64).T)
+                block = []
+    except Damaged:
+        if block:
+            yield Records(*np.array(block, np.int64).T)
+        raise
+    if block:
         yield Records(*np.array(block, np.int64).T)
 
 
