@@ -23,8 +23,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, astuple, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ import pyarrow as pa
 from batchnlp import failpoints
 from batchnlp.data import manifests
 from batchnlp.data.commits import Commits, Segments, Tally, merged
+from batchnlp.data.control import damaged, read_tree
 from batchnlp.data.parts import part_from_json, shard_name, staging_folder, write_parquet
 from batchnlp.data.store import CONTROL, LocalStore, Store, open_store, sha256_of, to_json
 from batchnlp.errors import CorruptError, OutputError
@@ -99,7 +100,7 @@ class Ledger:
 
     def plan_tree(self) -> dict[str, Any] | None:
         """plan.json as it is, or None when the run has not begun."""
-        return _read_tree(self.store, f"{self.control}/plan.json", self._afresh())
+        return read_tree(self.store, f"{self.control}/plan.json", self._afresh())
 
     def _afresh(self) -> str:
         return f"remove {self.store.path(self.control)} and run the job again; it begins anew"
@@ -109,7 +110,7 @@ class Ledger:
         tree = self.plan_tree()
         if tree is None:
             raise OutputError(f"{self.store.root} has no plan for run {self.run}", "run the job first")
-        with _damaged(self.store.path(f"{self.control}/plan.json"), self._afresh()):
+        with damaged(self.store.path(f"{self.control}/plan.json"), self._afresh()):
             if tree["format"] != FORMAT:
                 raise OutputError(
                     f"{self.store.root} was written by another version of batchnlp", "use a new output.path"
@@ -117,7 +118,7 @@ class Ledger:
             files = tuple(_input_file(f) for f in tree["files"])
             shards = tuple(Shard(i, tuple(Segment(*s) for s in row)) for i, row in enumerate(tree["shards"]))
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(tree["schema"])))
-            plan = Plan(tree["fingerprint"], files, shards, schema, tree.get("repeats", 0))
+            plan = Plan(tree["fingerprint"], files, shards, schema, repeats=tree.get("repeats", 0))
             return plan, Resolved(**tree["resolved"])
 
     # --- commits
@@ -150,7 +151,7 @@ class Ledger:
         if data is None:
             return None
         path = self._segments.path(shard)
-        with _damaged(path, "remove it and run the job again; its shards are computed anew"):
+        with damaged(path, "remove it and run the job again; its shards are computed anew"):
             return part_from_json(json.loads(data))
 
     def find(self, shard: int) -> Part | None:
@@ -169,10 +170,10 @@ class Ledger:
         if (part := self._compacted(shard)) is not None:
             return part
         name, hint = self._commit_name(shard), "remove it and run the job again; the shard is computed anew"
-        tree = _read_tree(self.store, name, hint)
+        tree = read_tree(self.store, name, hint)
         if tree is None:
             return self._compacted(shard)  # which may have happened just now
-        with _damaged(self.store.path(name), hint):
+        with damaged(self.store.path(name), hint):
             return part_from_json(tree)
 
     def _commit_name(self, shard: int) -> str:
@@ -322,13 +323,13 @@ class Ledger:
     def manifest(self, name: str = "") -> dict[str, Any] | None:
         """manifest.json (or an older one of that name), or None while the run is not complete."""
         name = name or f"{self.control}/manifest.json"
-        with _damaged(self.store.path(name), "run the job again; it is written anew"):
+        with damaged(self.store.path(name), "run the job again; it is written anew"):
             return manifests.read(self.store, name)
 
     def outcome(self) -> dict[str, Any] | None:
         """The manifest without its list of files, which may be long."""
         name = f"{self.control}/manifest.json"
-        with _damaged(self.store.path(name), "run the job again; it is written anew"):
+        with damaged(self.store.path(name), "run the job again; it is written anew"):
             return manifests.head(self.store, name)
 
     def succeeded(self) -> dict[str, Any] | None:
@@ -355,8 +356,8 @@ def sums(parts: Iterable[Part]) -> dict[str, Any]:
 def live(store: Store) -> list[str]:
     """The fingerprints whose results stand in this output, oldest first."""
     hint = 'write {"live": [...]} into it, with those folders beside it whose results are to stand'
-    tree = _read_tree(store, CURRENT, hint)
-    with _damaged(store.path(CURRENT), hint):
+    tree = read_tree(store, CURRENT, hint)
+    with damaged(store.path(CURRENT), hint):
         return list(tree["live"]) if tree else []
 
 
@@ -392,24 +393,6 @@ def open_ledgers(root: str | Store) -> list[Ledger]:
         what = "is no directory" if missing else "holds no run of batchnlp"
         raise OutputError(f"{root if isinstance(root, str) else root.root} {what}", "give the output.path of a job")
     return found
-
-
-def _read_tree(store: Store, name: str, hint: str) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no such file."""
-    data = store.read(name)
-    if data is None:
-        return None
-    with _damaged(store.path(name), hint):
-        return dict(json.loads(data))
-
-
-@contextmanager
-def _damaged(path: str, hint: str) -> Iterator[None]:
-    """A control file that does not hold what we wrote into it."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise CorruptError(f"{path} is damaged: {type(error).__name__}: {error}", hint) from None
 
 
 def _input_file(tree: dict[str, Any]) -> InputFile:

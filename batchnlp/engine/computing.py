@@ -158,7 +158,9 @@ class Computation:
     def _start(self, plan: Plan, resolved: Resolved, threads: int, left: Sequence[Shard]) -> Runner:
         spec, source = self.prepared.spec, self.prepared.source
         setup = WorkerSetup(spec, self.prepared.model, plan, resolved, source.schema, self._spool(), threads)
-        if spec.engine.address and spec.engine.insecure and not ray_token():  # as the cluster; read when ray is imported
+        if (
+            spec.engine.address and spec.engine.insecure and not ray_token()
+        ):  # as the cluster; read when ray is imported
             os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         factory = registry.load(registry.RUNNERS, spec.engine.runner)
         if spec.engine.runner == "inline":
