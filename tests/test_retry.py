@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -252,3 +253,27 @@ def test_what_cannot_be_retried_is_refused(
     early = invoke("retry", out)
     assert (early.exit_code, "is not complete (run the job again first)" in early.stderr) == (2, True)
     assert invoke("retry", tmp_path / "nothing").exit_code == 2
+
+
+def test_what_a_damaged_file_lost_stays_lost(classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = tmp_path / "a.parquet", tmp_path / "out"
+    texts = [f"document {i}" + f" {WORD}" * (i in (3, 12)) for i in range(30)]
+    table = pa.table({"doc_id": [f"d{i}" for i in range(30)], "text": texts})
+    pq.write_table(table, source, row_group_size=10, compression="none", use_dictionary=False, write_page_checksum=True)
+    source.write_bytes(source.read_bytes().replace(b"document 25", b"Document 25"))
+    options = (
+        "source.rows_per_shard=30",
+        "source.on_bad_file=salvage",
+        "limits.max_failed=100%",
+        "output.dead_text=true",
+    )
+    with poison(monkeypatch):
+        result = classify(source, out, classifier, *(word for setting in options for word in ("--set", setting)))
+    assert result.exit_code == 0, result.output
+    assert [code for _, code, _ in dead_of(out)] == ["forward_error", "forward_error", "lost_rows"]
+    assert len(list(out.glob("_batchnlp/*/dead/text-*"))) == 1
+    assert invoke("retry", out).exit_code == 0
+    assert [code for _, code, _ in dead_of(out)] == ["lost_rows"]
+    assert list(out.glob("_batchnlp/*/dead/text-*")) == [], "it lies with the letters that were resolved"
+    verdict = verify(str(out))
+    assert (verdict.problems, verdict.rows, verdict.ok, verdict.dead) == ([], 30, 20, 10)
