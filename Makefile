@@ -38,8 +38,8 @@ test: .venv/test ## lint, types, tests
 models: .venv/base ## small stand-ins for the models that jobs/*.yaml name, in models/
 	$(BIN)/python jobs/models.py
 
-schema: .venv/base ## write jobs/schema.json anew
-	$(BIN)/python -m batchnlp.job.schema > jobs/schema.json
+schema: .venv/base ## write jobs/schema.json and jobs/train-schema.json anew
+	$(BIN)/python -m batchnlp.job.schema jobs
 
 clean: ## remove the environment and all results
 	rm -rf .venv results

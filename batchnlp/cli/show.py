@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -77,9 +77,10 @@ def line_of(p: Progress) -> str:
 
 
 class LiveLine:
-    """One line that changes on a terminal; plain lines elsewhere."""
+    """One line that changes on a terminal; plain lines elsewhere. `line` makes it of what `update` is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: Callable[[Any], str] = line_of) -> None:
+        self._line = line
         self._console = console()
         self._live = Live("starting", console=self._console, transient=True, refresh_per_second=4)
         self._next, self._wait = FIRST_PLAIN, FIRST_PLAIN
@@ -92,14 +93,14 @@ class LiveLine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._live.stop()
 
-    def update(self, progress: Progress) -> None:
+    def update(self, progress: Any) -> None:
         """Draw or print."""
         if progress.message:
             self._console.print(Text(progress.message))
         if self._live.is_started:
-            self._live.update(Text(line_of(progress), overflow="ellipsis", no_wrap=True))
+            self._live.update(Text(self._line(progress), overflow="ellipsis", no_wrap=True))
         elif progress.seconds >= self._next:
-            self._console.print(Text(line_of(progress)))
+            self._console.print(Text(self._line(progress)))
             self._wait = min(self._wait * 1.5, LAST_PLAIN)
             self._next = progress.seconds + self._wait
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from batchnlp.errors import SpecError
 from batchnlp.job.sinks import SinkSpec, StatementSpec
 from batchnlp.job.spec import JobSpec
+from batchnlp.job.train import TrainSpec
 from batchnlp.types import nearest
 
 ENV_PREFIX = "BATCHNLP_"
@@ -60,7 +61,15 @@ def load_spec(
     path: str | os.PathLike[str], settings: Iterable[str] = (), flags: Mapping[str, Any] | None = None
 ) -> JobSpec:
     """The job in the file at `path`; see `build_spec` for what goes over it."""
-    file = Path(path)
+    return build_spec(_tree(Path(path), "source, task and output"), settings, flags, str(path))
+
+
+def load_train(path: str | os.PathLike[str], settings: Iterable[str] = ()) -> TrainSpec:
+    """The training in the file at `path`, with `key=value` over it."""
+    return build_train(_tree(Path(path), "kind, source and output"), settings, where=str(path))
+
+
+def _tree(file: Path, keys: str) -> dict[str, Any]:
     try:
         tree = parse_yaml(_text(file), str(file))
     except UnicodeDecodeError:
@@ -68,8 +77,8 @@ def load_spec(
     except OSError as error:
         raise SpecError(f"{file} cannot be read: {error.strerror}", "give the YAML file of a job") from None
     if not isinstance(tree, dict):
-        raise SpecError(f"{file} holds no job", "it needs at least the keys source, task and output")
-    return build_spec(tree, settings, flags, str(file))
+        raise SpecError(f"{file} holds no job", f"it needs at least the keys {keys}")
+    return tree
 
 
 def _text(file: Path) -> str:
@@ -101,6 +110,24 @@ def build_spec(
         return JobSpec.model_validate(merged)
     except ValidationError as error:
         raise _explain(error, where, given, JobSpec) from None
+
+
+def build_train(
+    tree: Mapping[str, Any],
+    settings: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    where: str = "the training",
+) -> TrainSpec:
+    """A validated training from a nested mapping; over it go `flags` and `settings`, as for a job."""
+    merged: dict[str, Any] = _copy(tree)
+    given = dict.fromkeys(flags or {}, where)
+    for dotted, value in (flags or {}).items():
+        _put(merged, dotted, value)
+    given |= _put_settings(merged, settings)
+    try:
+        return TrainSpec.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, where, given, TrainSpec) from None
 
 
 def build_target(kind: str, settings: Iterable[str]) -> SinkSpec | StatementSpec:
@@ -199,9 +226,8 @@ def _explain(error: ValidationError, where: str, given: Mapping[str, str], model
         keys = _inner(model, key)
         sections = sorted({k.split(".")[0] for k in keys})
         near = nearest(key, keys + sections) or next((k for k in keys if k.endswith("." + key.split(".")[-1])), "")
-        return SpecError(
-            f"{where}: unknown key {key}{more}", f"did you mean {near}?" if near else "see jobs/schema.json"
-        )
+        schema = "jobs/train-schema.json" if model is TrainSpec else "jobs/schema.json"
+        return SpecError(f"{where}: unknown key {key}{more}", f"did you mean {near}?" if near else f"see {schema}")
     if first["type"] == "missing":
         return SpecError(f"{where}: {key} is missing{more}", f"add {key}, or --set {key}=...")
     if not key or message.startswith(key) or first["type"] == "value_error":  # our own say what they found

@@ -1,0 +1,86 @@
+"""A training that is killed goes on, and ends with the weights of one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from learning import rows, write
+
+from batchnlp.train import checkpoints
+
+# The real command, in which the process kills itself at a place: `step` in the middle of an epoch, `save` when a
+# checkpoint's files are there and its marker is not.
+STRIKE = """
+import os, signal, sys
+from batchnlp.cli.main import main
+place, at = sys.argv[1], int(sys.argv[2])
+if place:
+    from batchnlp.train import learner
+    strike = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    if place == "step":
+        before = learner.Curves.on_step_end
+        def on_step_end(self, args, state, control, **more):
+            before(self, args, state, control, **more)
+            if state.global_step == at:
+                strike()
+        learner.Curves.on_step_end = on_step_end
+    else:
+        before = learner.checkpoints.complete
+        learner.checkpoints.complete = lambda folder: strike() if folder.name.endswith(f"-{at}") else before(folder)
+main(sys.argv[3:])
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """With dropout, so that the random state matters."""
+    path = tmp_path_factory.mktemp("start")
+    return tiny.save_classifier(path, ("data", "fonts", "games"), hidden_dropout_prob=0.2)
+
+
+def command(source: Path, start: str, out: Path) -> list[str]:
+    settings = ("epochs=3", "batch_size=8", "evaluate_every=5", "learning_rate=0.003", "device=cpu", "dtype=float32",
+                "seed=3", "patience=4")  # fmt: skip
+    words = [word for setting in settings for word in ("--set", setting)]
+    return ["train", "classify", str(source), "-o", str(out), "--model", start, "--id-column", "id", *words]
+
+
+def run(place: str, at: int, args: list[str]) -> int:
+    line = [sys.executable, "-c", STRIKE, place, str(at), *args]
+    return subprocess.run(line, check=False, capture_output=True, timeout=250, env=dict(os.environ)).returncode
+
+
+def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, start: str) -> None:
+    source = write(tmp_path / "rows.parquet", rows(120))
+    undisturbed, killed = tmp_path / "a", tmp_path / "b"
+    assert run("", 0, command(source, start, undisturbed)) == 0
+    for place, at in (("step", 8), ("save", 20), ("step", 28)):  # in the first, second and third epoch
+        assert run(place, at, command(source, start, killed)) == -signal.SIGKILL
+        assert not (killed / "config.json").exists(), "nobody takes it for a model"
+    work = killed / "_batchnlp" / "train"
+    newest = checkpoints.last(work)
+    assert newest is not None
+    assert newest.name == "checkpoint-25"
+    assert run("", 0, command(source, start, killed)) == 0
+    assert (killed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert (killed / "curves.jsonl").read_text().count("eval_loss") == (undisturbed / "curves.jsonl").read_text().count("eval_loss")
+
+
+def test_a_checkpoint_without_its_marker_or_with_a_damaged_file_does_not_count(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"weights")
+        if step < 15:
+            checkpoints.complete(folder)
+    (tmp_path / "checkpoint-10" / "model.safetensors").write_bytes(b"cut")
+    newest = checkpoints.last(tmp_path)
+    assert newest is not None
+    assert newest.name == "checkpoint-5"
+    assert not (tmp_path / "checkpoint-15").exists(), "transformers would take the highest number"
