@@ -15,7 +15,7 @@ from learning import rows, write
 from batchnlp.train import checkpoints
 
 # The real command, in which the process kills itself at a place: `step` in the middle of an epoch, `save` when a
-# checkpoint's files are there and its marker is not.
+# checkpoint's files are there and its marker is not, `end` when all is learnt and nothing is published.
 STRIKE = """
 import os, signal, sys
 from batchnlp.cli.main import main
@@ -30,6 +30,9 @@ if place:
             if state.global_step == at:
                 strike()
         learner.Curves.on_step_end = on_step_end
+    elif place == "end":
+        from batchnlp.train import fit
+        fit.merged = lambda *model: strike()
     else:
         before = learner.checkpoints.complete
         learner.checkpoints.complete = lambda folder: strike() if folder.name.endswith(f"-{at}") else before(folder)
@@ -67,6 +70,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, start: str
     newest = checkpoints.last(work)
     assert newest is not None
     assert newest.name == "checkpoint-25"
+    assert run("end", 0, command(source, start, killed)) == -signal.SIGKILL
     assert run("", 0, command(source, start, killed)) == 0
     assert (killed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
     assert (killed / "curves.jsonl").read_text().count("eval_loss") == (undisturbed / "curves.jsonl").read_text().count("eval_loss")

@@ -18,7 +18,7 @@ from batchnlp.train import checkpoints
 from batchnlp.train.corpus import TEST, TRAIN, VALIDATION
 from batchnlp.train.examples import Examples
 from batchnlp.train.kind import Kind
-from batchnlp.train.learner import Curves, Learner, Listener, arguments, callbacks, hardware
+from batchnlp.train.learner import Curves, Learner, Listener, arguments, callbacks, ended, hardware
 from batchnlp.train.lora import adapted, merged
 
 FINAL, FITTED, CURVES = "final", "fitted.json", "curves.jsonl"
@@ -60,7 +60,10 @@ def fit(kind: Kind, parts: dict[str, Examples], work: Path, listener: Listener |
     prepared = _prepared(learner, spec.workers)
     began = time.monotonic()
     with _quiet():
-        prepared.train(resume_from_checkpoint=str(newest) if newest else None)
+        if newest is not None and ended(newest, args.max_steps, spec.patience):
+            learner.restore(newest)
+        else:
+            prepared.train(resume_from_checkpoint=str(newest) if newest else None)
     seconds = time.monotonic() - began
     state = learner.state
     metrics = {name: kind.measure(learner.model, parts[name]) for name in (VALIDATION, TEST) if name in parts}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from batchnlp.backends.device import probe_hardware
@@ -26,6 +26,7 @@ from batchnlp.train.examples import ByLength, Examples
 from batchnlp.train.kind import Kind, Tensors
 from batchnlp.types import Int64
 
+STATE = "trainer_state.json"
 MOST_STEPS = 500  # between checkpoints, where the spec does not say
 
 
@@ -101,6 +102,20 @@ class Learner(Trainer):  # type: ignore[misc]
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def restore(self, checkpoint: Path) -> None:
+        """The end of a training from its last checkpoint: going on would be a step too many."""
+        self.state = TrainerState.load_from_json(str(checkpoint / STATE))
+        best = Path(self.state.best_model_checkpoint or checkpoint)
+        self._load_from_checkpoint(str(best if best.is_dir() else checkpoint))
+
+
+def ended(checkpoint: Path, steps: int, patience: int | None) -> bool:
+    """Whether a checkpoint was the last one: of all steps, or of those that early stopping allowed."""
+    state = TrainerState.load_from_json(str(checkpoint / STATE))
+    stopping: Any = state.stateful_callbacks.get("EarlyStoppingCallback", {})
+    waited = stopping.get("attributes", {}).get("early_stopping_patience_counter", 0)
+    return bool(state.global_step >= steps or (patience is not None and waited >= patience))
 
 
 class Pace(TrainerCallback):  # type: ignore[misc]

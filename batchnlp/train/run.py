@@ -32,6 +32,7 @@ from batchnlp.data.store import LocalStore, explain_full, sha256_file, to_json
 from batchnlp.errors import MissingExtraError, OutputError
 from batchnlp.job.identity import differences, digest
 from batchnlp.job.train import MODELS, TrainSpec
+from batchnlp.train.checkpoints import last
 from batchnlp.train.corpus import TEST, TRAIN, VALIDATION, Composition, Rows, listing, open_source, read_rows, split
 from batchnlp.train.examples import Examples
 
@@ -80,11 +81,11 @@ def train(spec: TrainSpec, listener: Any = None) -> TrainResult:
     lock = Lock(store, uuid.uuid4().hex[:12])
     lock.acquire()
     try:
-        _begin(store, facts)
         began = time.monotonic()
         rows, counts = read_rows(source, spec, kind.judge)
         parts, counts = split(rows, spec.split, counts)
         kind.settle(parts)
+        _begin(store, facts)
         kind.ready(Path(store.path(WORK)) / "tokenizer")
         fitted = _learn(kind, parts, store, listener)
         record = _record(spec, facts, counts, kind, fitted, time.monotonic() - began)
@@ -119,12 +120,14 @@ def _done(store: LocalStore, facts: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _begin(store: LocalStore, facts: dict[str, Any]) -> None:
-    """Write down what is learnt here, or see that it is the same as before."""
+    """Write down what is learnt here, or see that it is the same as before; what has learnt nothing is no loss."""
     content = store.read(PLAN)
-    if content is None:
-        store.replace(PLAN, to_json(facts))
-    elif json.loads(content) != json.loads(to_json(facts)):
+    same = content is not None and json.loads(content) == json.loads(to_json(facts))
+    if content is not None and not same and last(Path(store.path(WORK))):
         _refuse(store, json.loads(content), facts)
+    if not same:
+        shutil.rmtree(store.path(WORK), ignore_errors=True)
+        store.replace(PLAN, to_json(facts))
 
 
 def _refuse(store: LocalStore, old: dict[str, Any], new: dict[str, Any]) -> None:
