@@ -13,7 +13,11 @@ import tiny
 from click.testing import Result
 from commands import invoke
 
-TOPICS = {"games": "game plays server driver", "fonts": "font picture graphical small", "data": "data files writes reads"}
+TOPICS = {
+    "games": "game plays server driver",
+    "fonts": "font picture graphical small",
+    "data": "data files writes reads",
+}
 FAST = ("device=cpu", "dtype=float32", "seed=3")
 
 

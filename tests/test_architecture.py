@@ -13,7 +13,8 @@ TIERS = {
     "types": 0, "errors": 0, "registry": 0, "text": 1, "data": 1, "job": 1, "tasks": 2, "backends": 2, "sinks": 2,
     "engine": 3, "schedule": 3, "train": 3, "report": 3, "cli": 4,
 }  # fmt: skip
-SIBLINGS = {("schedule", "engine"), ("train", "engine"), ("registry", "errors"), ("registry", "types")}  # one tier, and allowed all the same
+# One tier, and allowed all the same.
+SIBLINGS = {("schedule", "engine"), ("train", "engine"), ("registry", "errors"), ("registry", "types")}
 DOORS = {  # library → where it may be imported
     "ray": ("engine/ray_runner.py", "train/ray_workers.py"),
     "torch": ("backends/", "train/"),

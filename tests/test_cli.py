@@ -97,7 +97,9 @@ def test_every_command_and_option_has_help(name: str) -> None:
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_command_and_option_is_in_the_readme(name: str) -> None:
     text = README.read_text(encoding="utf-8")
-    assert re.search(rf"^#+ .*\b{re.escape(name.split()[0])}\b", text, re.MULTILINE), f"README.md has no section for {name}"
+    assert re.search(rf"^#+ .*\b{re.escape(name.split()[0])}\b", text, re.MULTILINE), (
+        f"README.md has no section for {name}"
+    )
     assert f"batchnlp {name} " in text, f"README.md shows no call of {name}"
     missing = [flag for flag in FLAGS[name] if flag != "--help" and flag not in text]
     assert not missing, f"README.md says nothing of {missing}"
@@ -124,7 +126,11 @@ def loaded_after(*args: object) -> tuple[int, set[str]]:
     return done.returncode, set(done.stderr.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["classify", "--help"], ["train", "lm", "--help"], ["--version"]], ids="_".join)
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["run", "--help"], ["classify", "--help"], ["train", "lm", "--help"], ["--version"]],
+    ids="_".join,
+)
 def test_help_loads_nothing_heavy(args: list[str]) -> None:
     code, modules = loaded_after(*args)
     assert code == 0

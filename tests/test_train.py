@@ -73,7 +73,9 @@ def test_a_classifier_learns_and_runs_as_a_job(tmp_path: Path, source: Path, sta
     assert all(len(found) == 1 for found in side.values()), "rows of one owner stay on one side"
 
 
-def test_the_same_command_again_does_nothing_and_another_one_is_refused(tmp_path: Path, source: Path, start: str) -> None:
+def test_the_same_command_again_does_nothing_and_another_one_is_refused(
+    tmp_path: Path, source: Path, start: str
+) -> None:
     out, few = tmp_path / "model", ("steps=2", "batch_size=8")
     first = record(train("classify", source, out, *few, flags=("--model", start)))
     weights = (out / "model.safetensors").stat().st_mtime_ns
@@ -149,7 +151,9 @@ def test_bad_input_is_refused_with_its_remedy(case: str, tmp_path: Path, start: 
     }
     pq.write_table(pa.table(arrays), tmp_path / "rows.parquet")
     out = tmp_path / "model"
-    result = train(kind, tmp_path / "rows.parquet", out, *settings, flags=("--model", bart if kind == "seq2seq" else start))
+    result = train(
+        kind, tmp_path / "rows.parquet", out, *settings, flags=("--model", bart if kind == "seq2seq" else start)
+    )
     assert result.exit_code == 2, result.output
     assert said in result.stderr
     assert result.stderr.rstrip().endswith(")"), "every error says what to do"
@@ -167,7 +171,9 @@ def test_a_label_that_is_only_held_out_is_refused(tmp_path: Path, start: str) ->
         parts[name] = _place(digests(pa.array([name], pa.large_string()))[0], 0)
     held = min(parts, key=lambda name: parts[name])
     columns["owner"] = owners
-    columns["label"] = ["rare" if owner == held else label for owner, label in zip(owners, columns["label"], strict=True)]
+    columns["label"] = [
+        "rare" if owner == held else label for owner, label in zip(owners, columns["label"], strict=True)
+    ]
     source = write(tmp_path / "rows.parquet", columns)
     share = parts[held] + 1e-6
     result = train("classify", source, tmp_path / "m", f"split.test={share}", "split.validation=0",

@@ -59,7 +59,7 @@ def test_a_row_keeps_its_part_wherever_it_stands() -> None:
     first, counts = split(rows(texts), SplitSpec(), some)
     assert sum(counts.parts.values()) == 400
     assert 15 <= counts.parts["test"] <= 70
-    again, _ = split(rows(texts[::-1] + ["one more"]), SplitSpec(), some)
+    again, _ = split(rows([*texts[::-1], "one more"]), SplitSpec(), some)
     for name, found in first.items():
         assert set(found.text.to_pylist()) <= set(again[name].text.to_pylist())
     other, _ = split(rows(texts), SplitSpec(seed=1), some)

@@ -43,7 +43,9 @@ def test_a_tagger_finds_what_it_was_shown(tmp_path: Path, source: Path, start: s
     assert tree["result"]["examples"]["train"]["spans_between_tokens"] == 0
     run = invoke("ner", held_out, "-o", tmp_path / "run", "--model", tmp_path / "m", "--id-column", "id", *QUICK)
     assert run.exit_code == 0, run.output
-    found = {row["id"]: [(e["label"], e["start"], e["end"]) for e in row["entities"]] for row in rows_of(tmp_path / "run")}
+    found = {
+        row["id"]: [(e["label"], e["start"], e["end"]) for e in row["entities"]] for row in rows_of(tmp_path / "run")
+    }
     table = pq.read_table(held_out).to_pylist()
     right = sum(found[row["id"]] == [("PKG", e["start"], e["end"]) for e in row["entities"]] for row in table)
     assert right >= 0.9 * len(table)
@@ -91,7 +93,9 @@ def test_a_summariser_learns_and_runs_as_a_job(tmp_path: Path, source: Path) -> 
 
 
 @pytest.mark.parametrize("model", ["bart", "t5"])
-def test_encoder_decoders_go_on_learning(model: str, tmp_path: Path, source: Path, request: pytest.FixtureRequest) -> None:
+def test_encoder_decoders_go_on_learning(
+    model: str, tmp_path: Path, source: Path, request: pytest.FixtureRequest
+) -> None:
     path = request.getfixturevalue(model)
     tree = record(train("seq2seq", source, tmp_path / "m", "steps=3", "lora=2", "batch_size=4", "max_target_length=8",
                         flags=("--model", path)))  # fmt: skip

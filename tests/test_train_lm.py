@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_a_packed_document_is_learnt_as_if_it_were_alone(kind: str, request: pyt
     ids, labels, positions = (tensors[name] for name in ("input_ids", "labels", "position_ids"))
     for block in range(len(ids)):
         borders = [*torch.nonzero(positions[block] == 0).flatten().tolist(), ids.shape[1]]
-        for begin, end in zip(borders, borders[1:], strict=False):
+        for begin, end in itertools.pairwise(borders):
             alone = model(input_ids=ids[block : block + 1, begin:end], use_cache=False).logits
             torch.testing.assert_close(together[block, begin:end], alone[0], atol=2e-5, rtol=1e-4)
             if (labels[block, begin + 1 : end] != NOTHING).any():
@@ -131,7 +132,9 @@ def test_held_out_documents_are_judged_token_by_token() -> None:
     judged = found.targets.flat[found.targets.flat != NOTHING]
     first = np.zeros(len(flat), bool)
     first[starts[:-1]] = True
-    assert sorted(judged.tolist()) == sorted(flat[~first].tolist()), "each token once, but the first, which nothing precedes"
+    assert sorted(judged.tolist()) == sorted(flat[~first].tolist()), (
+        "each token once, but the first, which nothing precedes"
+    )
     assert found.inputs.lengths.max() <= 16
 
 
@@ -139,7 +142,11 @@ def test_held_out_documents_are_judged_token_by_token() -> None:
 
 
 def test_a_language_model_from_scratch_writes_as_a_job(tmp_path: Path, source: Path, tokenizer: Path) -> None:
-    shape = ("shape=llama-mini", "config={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2}", "max_length=32")
+    shape = (
+        "shape=llama-mini",
+        "config={hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2}",
+        "max_length=32",
+    )
     tree = record(train("lm", source, tmp_path / "m", *shape, f"tokenizer={tokenizer}", "steps=30", "batch_size=8",
                         "learning_rate=0.01"))  # fmt: skip
     told = tree["result"]

@@ -73,7 +73,9 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, start: str
     assert run("end", 0, command(source, start, killed)) == -signal.SIGKILL
     assert run("", 0, command(source, start, killed)) == 0
     assert (killed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
-    assert (killed / "curves.jsonl").read_text().count("eval_loss") == (undisturbed / "curves.jsonl").read_text().count("eval_loss")
+    assert (killed / "curves.jsonl").read_text().count("eval_loss") == (undisturbed / "curves.jsonl").read_text().count(
+        "eval_loss"
+    )
 
 
 def test_a_checkpoint_without_its_marker_or_with_a_damaged_file_does_not_count(tmp_path: Path) -> None:

@@ -108,21 +108,27 @@ class TrainSpec(Section):
     )
     min_frequency: int = Field(2, ge=1, description="tokenizer: how often a pair must be there to become a token.")
 
-    shape: str | None = Field(None, description="lm, seq2seq: a model from scratch, as llama-mini, gpt2-small, bart-mini.")
+    shape: str | None = Field(
+        None, description="lm, seq2seq: a model from scratch, as llama-mini, gpt2-small, bart-mini."
+    )
     config: dict[str, Any] = Field(default_factory=dict, description="lm, seq2seq: numbers of the shape to change.")
     tokenizer: str | None = Field(
-        None, description="lm, seq2seq: the directory of the tokenizer of a model from scratch, as train tokenizer makes it."
+        None,
+        description="lm, seq2seq: the directory of the tokenizer of a model from scratch, as train tokenizer makes it.",
     )
     label: str = Field("label", description="classify: the column with the labels.")
     labels: Names = Field(
-        default_factory=list, description="classify, ner: learn only these labels; classify leaves out rows with others."
+        default_factory=list,
+        description="classify, ner: learn only these labels; classify leaves out rows with others.",
     )
     class_weights: Literal["none", "balanced"] = Field(
         "none", description="classify: balanced weighs a row by how rare its label is."
     )
     entities: str = Field("entities", description="ner: the column with the spans, list<struct<label, start, end>>.")
     target: str = Field("target", description="seq2seq: the column with the texts to write.")
-    max_target_length: int = Field(128, ge=4, description="seq2seq: tokens of a target; what is over is cut, and counted.")
+    max_target_length: int = Field(
+        128, ge=4, description="seq2seq: tokens of a target; what is over is cut, and counted."
+    )
     prefix: str | None = Field(
         None, description="seq2seq: put before every text; the model's own for summaries without it."
     )
@@ -149,7 +155,8 @@ class TrainSpec(Section):
         None, ge=1, description="Steps between validations, each with a checkpoint; an epoch, at most 500, without it."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of the computation, weights stay float32; auto: bfloat16 where the hardware computes in it."
+        "auto",
+        description="Of the computation, weights stay float32; auto: bfloat16 where the hardware computes in it.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto, cpu or cuda.")
     workers: int = Field(1, ge=1, description="Processes that share the work through Ray Train; one needs no Ray.")

@@ -38,7 +38,9 @@ def copies(texts: pa.Array, wanted: str, similarity: float) -> tuple[Bool, Bool]
 
 def digests(texts: pa.Array) -> list[bytes]:
     """[texts] a hash of the words of each: white space at line ends and between words does not tell copies apart."""
-    return [hashlib.blake2b(" ".join((text or "").split()).encode(), digest_size=16).digest() for text in _strings(texts)]
+    return [
+        hashlib.blake2b(" ".join((text or "").split()).encode(), digest_size=16).digest() for text in _strings(texts)
+    ]
 
 
 def _near(texts: pa.Array, similarity: float) -> Bool:

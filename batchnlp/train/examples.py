@@ -93,7 +93,7 @@ class Examples:
                 for name in ("inputs", "targets", "positions")
                 if f"{name}_flat" in found
             }
-            label = found["label"] if "label" in found else None
+            label = found.get("label", None)
             counts = tuple((str(name), int(n)) for name, n in json.loads(str(found["counts"])))
             return cls(ragged["inputs"], found["row"], ragged.get("targets"), ragged.get("positions"), label,
                        int(found["truncated"]), counts)  # fmt: skip

@@ -57,10 +57,7 @@ class LanguageModel(Kind):
 
     def build(self) -> Any:
         """The model, once the canary has sung."""
-        if self.start.model is None:
-            model = new_model(self.start)
-        else:
-            model = super().build()
+        model = new_model(self.start) if self.start.model is None else super().build()
         check_positions(model, self.start)
         model.config.use_cache = False
         check_packing(model)
@@ -98,7 +95,11 @@ class LanguageModel(Kind):
             tokens += int((labels != NOTHING).sum())
         loss = nats / max(tokens, 1)
         size = dict(examples.counts).get("bytes", 0)
-        return {"loss": loss, "perplexity": math.exp(min(loss, 700)), "bits_per_byte": nats / math.log(2) / max(size, 1)}
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700)),
+            "bits_per_byte": nats / math.log(2) / max(size, 1),
+        }
 
     def compare(self, train: Examples, held_out: Examples) -> dict[str, float]:
         """Bits per byte of what counts tokens, and knows no language."""
@@ -114,7 +115,9 @@ def packed(flat: Int32, starts: Int64, block: int, pad: int, seed: int) -> Examp
     ends = np.cumsum(lengths[drawn])
     total = len(stream)
     missing = -total % block
-    begins = np.unique(np.r_[ends - lengths[drawn], np.arange(0, total, block), *([total] if missing else [])]).astype(np.int64)
+    begins = np.unique(np.r_[ends - lengths[drawn], np.arange(0, total, block), *([total] if missing else [])]).astype(
+        np.int64
+    )
     stream = np.r_[stream, np.full(missing, pad, np.int32)].astype(np.int32)
     run = np.diff(np.r_[begins, len(stream)])
     positions = ranges(np.zeros(len(run), np.int64), run).astype(np.int32)
@@ -133,7 +136,9 @@ def whole(flat: Int32, starts: Int64, block: int, size: int) -> Examples:
     windows = cut(tokens, block, window=True, overlap=block // 2)
     ids = flat[ranges(windows.start, windows.length)]
     later = windows.start != starts[:-1][windows.text]
-    known = np.where(later, np.minimum(block // 2, windows.length), 1)  # judged by the window before, or the first token
+    known = np.where(
+        later, np.minimum(block // 2, windows.length), 1
+    )  # judged by the window before, or the first token
     first = np.cumsum(windows.length) - windows.length
     labels = ids.copy()
     labels[ranges(first, known)] = NOTHING

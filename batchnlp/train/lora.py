@@ -23,7 +23,9 @@ def adapted(model: Any, spec: TrainSpec, kind: Kind) -> Any:
     try:
         return kind.adapt(model, lambda inner: peft.get_peft_model(inner, config))
     except ValueError as error:
-        raise ModelError(f"lora: {' '.join(str(error).split())[:200]}", "leave lora out, and learn all weights") from None
+        raise ModelError(
+            f"lora: {' '.join(str(error).split())[:200]}", "leave lora out, and learn all weights"
+        ) from None
 
 
 def merged(model: Any, kind: Kind) -> Any:

@@ -7,6 +7,7 @@ because no answer of the model can hit them exactly.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,7 +43,11 @@ class Ner(Kind):
         """Entities are lists of structs with label, start and end."""
         kind = schema.field(self.spec.entities).type
         fields = kind.value_type if pt.is_list(kind) or pt.is_large_list(kind) else None
-        if fields is None or not pt.is_struct(fields) or any(fields.get_field_index(n) < 0 for n in ("label", "start", "end")):
+        if (
+            fields is None
+            or not pt.is_struct(fields)
+            or any(fields.get_field_index(n) < 0 for n in ("label", "start", "end"))
+        ):
             hint = "it must be list<struct<label, start, end>>, places in characters of the text"
             raise SourceError(f"the entities column {self.spec.entities} is {kind}", hint)
         places = (fields.field("start").type, fields.field("end").type)
@@ -85,7 +90,10 @@ class Ner(Kind):
         targets = np.full(len(ids), NOTHING, np.int32)
         own = ranges(starts[:-1] + len(special.before) + windows.skip, windows.own)
         targets[own] = label[ranges(windows.start + windows.skip, windows.own)]
-        counts = (("spans", sum(map(len, rows.column(self.spec.entities).to_pylist()))), ("spans_between_tokens", loose))
+        counts = (
+            ("spans", sum(map(len, rows.column(self.spec.entities).to_pylist()))),
+            ("spans_between_tokens", loose),
+        )
         return Examples(Ragged(ids, starts), windows.text, Ragged(targets, starts), counts=counts)
 
     def _labelled(self, tokens: Tokens, spans: Iterable[Iterable[dict[str, Any]]]) -> tuple[Int32, int]:
@@ -100,7 +108,9 @@ class Ner(Kind):
                 if f"B-{span['label']}" not in number:
                     continue
                 inside = base + np.flatnonzero(
-                    (start[base:stop] < span["end"]) & (end[base:stop] > span["start"]) & (start[base:stop] < end[base:stop])
+                    (start[base:stop] < span["end"])
+                    & (end[base:stop] > span["start"])
+                    & (start[base:stop] < end[base:stop])
                 )
                 if len(inside):
                     out[inside] = number[f"I-{span['label']}"]
@@ -149,7 +159,7 @@ def wrong(some: Any, length: int) -> str:
         return "empty_span"
     if places and (places[0][0] < 0 or max(end for _, end in places) > length):
         return "span_outside"
-    return "spans_cross" if any(a[1] > b[0] for a, b in zip(places, places[1:], strict=False)) else ""
+    return "spans_cross" if any(a[1] > b[0] for a, b in itertools.pairwise(places)) else ""
 
 
 def spans(labels: Int32, row: Int32) -> list[Span]:

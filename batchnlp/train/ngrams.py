@@ -85,5 +85,3 @@ def _deeper(
     hits = np.where(grams[gram] == key, counts[gram], 0)
     out[there] = (hits + kinds[spot] * shorter[there]) / (totals[spot] + kinds[spot])
     return out
-
-

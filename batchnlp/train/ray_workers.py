@@ -42,7 +42,9 @@ def fit_on_ray(kind: Kind, parts: dict[str, Examples], work: Path) -> Fitted:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"kind": kind, "work": str(work), "parts": list(parts), "threads": threads},
-            scaling_config=ScalingConfig(num_workers=count, use_gpu=gpu, resources_per_worker={"CPU": threads} | ({"GPU": 1} if gpu else {})),
+            scaling_config=ScalingConfig(
+                num_workers=count, use_gpu=gpu, resources_per_worker={"CPU": threads} | ({"GPU": 1} if gpu else {})
+            ),
             run_config=RunConfig(storage_path=str(work / "ray"), failure_config=FailureConfig(max_failures=FAILURES)),
         )
         trainer.fit()

@@ -1,10 +1,10 @@
 """A training from beginning to end: check, read, split, encode, learn, publish. The same command resumes it.
 
-    OUT/config.json, model.safetensors, tokenizer...   what `batchnlp run` takes
-    OUT/training.json                                  where it came from and how good it is; written last: then it is done
-    OUT/curves.jsonl                                   loss and metrics by step
-    OUT/split.parquet                                  which row is in which part, by id, without texts
-    OUT/_batchnlp/train/                               checkpoints, while it is under way
+OUT/config.json, model.safetensors, tokenizer...   what `batchnlp run` takes
+OUT/training.json                                  where it came from and how good it is; written last: then it is done
+OUT/curves.jsonl                                   loss and metrics by step
+OUT/split.parquet                                  which row is in which part, by id, without texts
+OUT/_batchnlp/train/                               checkpoints, while it is under way
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def _done(store: LocalStore, facts: dict[str, Any]) -> dict[str, Any] | None:
     """What is recorded, where this very training is done; OutputError where another one is."""
     content = store.read(RECORD)
     if content is None:
-        if any(name.endswith(".safetensors") or name == "config.json" for name in store.names("")) and not store.read(PLAN):
+        if any(name.endswith(".safetensors") or name == "config.json" for name in store.names("")) and not store.read(
+            PLAN
+        ):
             raise OutputError(f"{store.root} holds a model already", "choose another output.path, or remove it")
         return None
     record: dict[str, Any] = json.loads(content)
@@ -158,7 +160,12 @@ def _learn(kind: Any, parts: dict[str, Rows], store: LocalStore, listener: Any) 
 
 def _examples(examples: dict[str, Examples]) -> dict[str, Any]:
     return {
-        name: {"examples": len(some), "tokens": int(some.inputs.starts[-1]), "truncated": some.truncated, **dict(some.counts)}
+        name: {
+            "examples": len(some),
+            "tokens": int(some.inputs.starts[-1]),
+            "truncated": some.truncated,
+            **dict(some.counts),
+        }
         for name, some in examples.items()
     }
 
@@ -202,7 +209,9 @@ def _publish(store: LocalStore, spec: TrainSpec, parts: dict[str, Rows], record:
 
 
 def _membership(parts: dict[str, Rows]) -> pa.Table:
-    tables = [pa.table({"id": rows.ids, "part": pa.array([name] * len(rows), pa.string())}) for name, rows in parts.items()]
+    tables = [
+        pa.table({"id": rows.ids, "part": pa.array([name] * len(rows), pa.string())}) for name, rows in parts.items()
+    ]
     return pa.concat_tables(tables)
 
 

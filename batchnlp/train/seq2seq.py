@@ -81,7 +81,7 @@ class Seq2Seq(Kind):
         end = tokenizer.eos_token_id
         for block in _blocks(targets):
             for ids in tokenizer(text_target=block)["input_ids"]:
-                ids = ids if ids and ids[-1] == end or end is None else [*ids, end]
+                ids = ids if (ids and ids[-1] == end) or end is None else [*ids, end]
                 cut += len(ids) > most
                 found.append(ids if len(ids) <= most else [*ids[: most - 1], ids[-1]])
         return found, cut
@@ -120,5 +120,3 @@ class Seq2Seq(Kind):
 
 def _blocks(texts: list[str]) -> Iterable[list[str]]:
     return (texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK))
-
-

@@ -17,9 +17,20 @@ from batchnlp.job.train import TrainSpec
 from batchnlp.text.encode import Tokenizer
 from batchnlp.types import ModelFiles, nearest
 
-SIZES = {"mini": (128, 4, 4), "small": (256, 6, 8), "medium": (512, 8, 8), "base": (768, 12, 12)}  # width, layers, heads
+SIZES = {
+    "mini": (128, 4, 4),
+    "small": (256, 6, 8),
+    "medium": (512, 8, 8),
+    "base": (768, 12, 12),
+}  # width, layers, heads
 ARCHITECTURES = ("gpt2", "llama", "bart", "t5")
 FRAMES = {"gpt2": "{bos} $A", "llama": "{bos} $A", "bart": "{bos} $A {eos}", "t5": "$A {eos}"}
+CLASSES = {
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
+    "llama": ("LlamaConfig", "LlamaForCausalLM"),
+    "bart": ("BartConfig", "BartForConditionalGeneration"),
+    "t5": ("T5Config", "T5ForConditionalGeneration"),
+}
 LONGEST = 512  # tokens, where the spec does not say and the model would take more
 SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
@@ -135,12 +146,12 @@ def new_model(start: Start) -> Any:
         "t5": {"d_model": width, "d_kv": width // heads, "d_ff": 4 * width, "num_layers": layers // 2,
                "num_heads": heads, "decoder_start_token_id": ids["pad"], "n_positions": start.max_length},
     }  # fmt: skip
-    names = {"gpt2": ("GPT2Config", "GPT2LMHeadModel"), "llama": ("LlamaConfig", "LlamaForCausalLM"),
-             "bart": ("BartConfig", "BartForConditionalGeneration"), "t5": ("T5Config", "T5ForConditionalGeneration")}  # fmt: skip
-    config, model = (getattr(transformers, name) for name in names[architecture])
+    config, model = (getattr(transformers, name) for name in CLASSES[architecture])
     changes = json.loads(start.config)
     unknown = [key for key in changes if key not in config().to_dict()]
     if unknown:
         near = nearest(unknown[0], list(config().to_dict()))
-        raise SpecError(f"config: {architecture} knows no {unknown[0]}", f"did you mean {near}?" if near else "leave it out")
+        raise SpecError(
+            f"config: {architecture} knows no {unknown[0]}", f"did you mean {near}?" if near else "leave it out"
+        )
     return model(config(**(common | sizes[architecture] | changes)))

@@ -38,7 +38,9 @@ class Training:
         texts = pq.read_table(self._files[sample])["text"].to_pylist()
         labels = [len(text) % 2 for text in texts]
         with tempfile.TemporaryDirectory() as folder:
-            trainer, counts = (self._ours if settings["way"] == "ours" else self._stock)(texts, labels, folder, settings["way"])
+            trainer, counts = (self._ours if settings["way"] == "ours" else self._stock)(
+                texts, labels, folder, settings["way"]
+            )
             trainer.remove_callback(PrinterCallback)
             done = trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -56,7 +58,9 @@ class Training:
 
     def _model(self) -> Any:
         set_seed(1)
-        return AutoModelForSequenceClassification.from_pretrained(self._path, num_labels=2, ignore_mismatched_sizes=True)
+        return AutoModelForSequenceClassification.from_pretrained(
+            self._path, num_labels=2, ignore_mismatched_sizes=True
+        )
 
     def _stock(self, texts: list[str], labels: list[int], folder: str, way: str) -> tuple[Trainer, dict[str, int]]:
         ids = self._tokenizer(texts, truncation=True, max_length=LONGEST)["input_ids"]
