@@ -96,7 +96,7 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_leaves_little_padding() -
     assert list(sampler) != first
     groups = [lengths[first[i : i + 16]] for i in range(0, len(first), 16)]
     padded = sum(len(group) * group.max() for group in groups)
-    assert padded / lengths.sum() < 1.1
+    assert padded / lengths.sum() < 1.2, "drawn without regard to length it would be 2.8"
 
 
 def test_examples_survive_the_way_to_other_processes(tmp_path: object) -> None:
