@@ -80,7 +80,7 @@ def test_a_summariser_learns_and_runs_as_a_job(tmp_path: Path, source: Path) -> 
     assert train("tokenizer", source, words, "vocab_size=320").exit_code == 0
     held_out = tmp_path / "test.parquet"
     settings = ("shape=t5-mini", "config={d_model: 64, d_kv: 16, d_ff: 128}", f"tokenizer={words}", "max_length=128",
-                "epochs=25", "learning_rate=0.005", "batch_size=16", "prefix=title: ", "patience=null")  # fmt: skip
+                "epochs=25", "learning_rate=0.005", "batch_size=16", "prefix='title: '", "patience=null")  # fmt: skip
     tree = record(train("seq2seq", source, tmp_path / "m", *settings, flags=("--held-out", held_out)))
     assert tree["result"]["metrics"]["test"]["loss"] < 0.2
     run = invoke("summarize", held_out, "-o", tmp_path / "run", "--model", tmp_path / "m", "--id-column", "id",
@@ -97,7 +97,7 @@ def test_encoder_decoders_go_on_learning(
     model: str, tmp_path: Path, source: Path, request: pytest.FixtureRequest
 ) -> None:
     path = request.getfixturevalue(model)
-    tree = record(train("seq2seq", source, tmp_path / "m", "steps=3", "lora=2", "batch_size=4", "max_target_length=8",
+    tree = record(train("seq2seq", source, tmp_path / "m", "steps=3", "lora=2", "batch_size=4", "max_target_length=4",
                         flags=("--model", path)))  # fmt: skip
     assert tree["result"]["examples"]["train"]["targets_truncated"] > 0
     run = invoke("summarize", source, "-o", tmp_path / "run", "--model", tmp_path / "m", "--max-new-tokens", 3,

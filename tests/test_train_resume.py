@@ -56,26 +56,26 @@ def command(source: Path, start: str, out: Path) -> list[str]:
 
 def run(place: str, at: int, args: list[str]) -> int:
     line = [sys.executable, "-c", STRIKE, place, str(at), *args]
-    return subprocess.run(line, check=False, capture_output=True, timeout=250, env=dict(os.environ)).returncode
+    return subprocess.run(line, check=False, capture_output=True, timeout=500, env=dict(os.environ)).returncode
 
 
+@pytest.mark.timeout(1200)  # five processes, each of which imports torch
 def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, start: str) -> None:
     source = write(tmp_path / "rows.parquet", rows(120))
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
     assert run("", 0, command(source, start, undisturbed)) == 0
-    for place, at in (("step", 8), ("save", 20), ("step", 28)):  # in the first, second and third epoch
+    for place, at in (("step", 8), ("save", 20)):  # in the first and the second epoch
         assert run(place, at, command(source, start, killed)) == -signal.SIGKILL
         assert not (killed / "config.json").exists(), "nobody takes it for a model"
     work = killed / "_batchnlp" / "train"
     newest = checkpoints.last(work)
     assert newest is not None
-    assert newest.name == "checkpoint-25"
+    assert newest.name == "checkpoint-15"
     assert run("end", 0, command(source, start, killed)) == -signal.SIGKILL
     assert run("", 0, command(source, start, killed)) == 0
     assert (killed / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
-    assert (killed / "curves.jsonl").read_text().count("eval_loss") == (undisturbed / "curves.jsonl").read_text().count(
-        "eval_loss"
-    )
+    curves = [(out / "curves.jsonl").read_text().count("eval_loss") for out in (killed, undisturbed)]
+    assert curves[0] == curves[1]
 
 
 def test_a_checkpoint_without_its_marker_or_with_a_damaged_file_does_not_count(tmp_path: Path) -> None:

@@ -96,11 +96,11 @@ class Classify(Kind):
             return None
         import torch
 
-        def weighted(outputs: Any, labels: Any, items: Any) -> Any:
+        def weighted(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
             logits = outputs["logits"].float()
             weight = torch.tensor(self.weights, device=logits.device)
             total = torch.nn.functional.cross_entropy(logits, labels, weight=weight, reduction="sum")
-            return total / (items if items is not None else len(labels))
+            return total / (num_items_in_batch if num_items_in_batch is not None else len(labels))
 
         return weighted
 

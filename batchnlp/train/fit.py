@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,12 @@ class Fitted:
 
 def fit(kind: Kind, parts: dict[str, Examples], work: Path, listener: Listener | None = None) -> Fitted:
     """Learn, from the newest whole checkpoint where there is one; judge; save. Deterministic on a CPU in float32."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those that torch, transformers and peft have for developers
+        return _fit(kind, parts, work, listener)
+
+
+def _fit(kind: Kind, parts: dict[str, Examples], work: Path, listener: Listener | None) -> Fitted:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     spec = kind.spec
@@ -59,11 +65,10 @@ def fit(kind: Kind, parts: dict[str, Examples], work: Path, listener: Listener |
     newest = checkpoints.last(work)
     prepared = _prepared(learner, spec.workers)
     began = time.monotonic()
-    with _quiet():
-        if newest is not None and ended(newest, args.max_steps, spec.patience):
-            learner.restore(newest)
-        else:
-            prepared.train(resume_from_checkpoint=str(newest) if newest else None)
+    if newest is not None and ended(newest, args.max_steps, spec.patience):
+        learner.restore(newest)
+    else:
+        prepared.train(resume_from_checkpoint=str(newest) if newest else None)
     seconds = time.monotonic() - began
     state = learner.state
     metrics = {name: kind.measure(learner.model, parts[name]) for name in (VALIDATION, TEST) if name in parts}
@@ -88,13 +93,3 @@ def _prepared(learner: Learner, workers: int) -> Any:
     from batchnlp.train.ray_workers import prepare
 
     return prepare(learner)
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Without the warnings that torch and transformers have for developers."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

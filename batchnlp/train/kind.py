@@ -30,7 +30,7 @@ from batchnlp.types import Int64
 
 JUDGED_TOKENS = 4096  # padded tokens of a batch that is only judged
 Tensors = dict[str, Any]
-Loss = Callable[[Any, Any, Any], Any]
+Loss = Callable[..., Any]  # as Trainer calls compute_loss_func
 
 
 class Kind:
@@ -131,7 +131,7 @@ class Kind:
         return found if found is not None else self.tokenizer.token_id("[PAD]") or 0
 
     def loss(self) -> Loss | None:
-        """(outputs, labels, items in the step) to a loss; the model's own without it."""
+        """Of outputs, labels, and the number of labels in the step; the model's own without it."""
         return None
 
     def measure(self, model: Any, examples: Examples) -> dict[str, float]:

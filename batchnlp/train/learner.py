@@ -48,7 +48,7 @@ class TrainProgress:
 Listener = Callable[[TrainProgress], None]
 
 
-class Positions(Dataset[int]):
+class Positions(Dataset):  # type: ignore[misc]
     """The examples by number: tensors are made a batch at a time."""
 
     def __init__(self, count: int) -> None:
@@ -79,6 +79,8 @@ class Batches:
 
 class Learner(Trainer):  # type: ignore[misc]
     """One training."""
+
+    control: Any
 
     def __init__(self, kind: Kind, train: Examples, validation: Examples | None, model: Any, args: Any) -> None:
         self._kind, self._examples, self._validation = kind, train, validation
@@ -144,7 +146,8 @@ class Curves(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, file: Path, batches: Batches, listener: Listener | None) -> None:
         self._file, self._batches, self._listener = file, batches, listener
-        self._began, self._metrics = time.monotonic(), None
+        self._began = time.monotonic()
+        self._metrics: dict[str, float] | None = None
         self._loss: float | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

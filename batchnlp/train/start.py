@@ -95,14 +95,13 @@ def framed(start: Start, folder: Path) -> Start:
 
     copy_tokenizer(start.path, folder, start.max_length)
     ids = start.special()
-    fast = Fast.from_file(str(folder / "tokenizer.json"))
-    names = {name: fast.id_to_token(ids[name]) for name in ("bos", "eos") if ids[name] is not None}
-    template = FRAMES[start.shape.partition("-")[0]]
     missing = [name for name in ("bos", "eos", "pad") if ids[name] is None]
     if missing:
         message = f"the tokenizer in {start.path} has no {missing[0]} token, which {start.shape} needs"
         raise ModelError(message, "train it with algorithm=bpe or unigram, which have one")
-    frame = template.format(**names)
+    fast: Any = Fast.from_file(str(folder / "tokenizer.json"))
+    names = {name: fast.id_to_token(ids[name]) for name in ("bos", "eos")}
+    frame = FRAMES[start.shape.partition("-")[0]].format(**names)
     special = [(token, fast.token_to_id(token)) for token in names.values()]
     fast.post_processor = processors.TemplateProcessing(single=frame, special_tokens=special)
     fast.save(str(folder / "tokenizer.json"))

@@ -100,7 +100,7 @@ class NewTokenizer:
             tokenizer = Tokenizer(models.Unigram())
             tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
             tokenizer.decoder = decoders.Metaspace()
-        forms = {"nfc": [normalizers.NFC()], "nfkc": [normalizers.NFKC()],
+        forms: dict[str, list[Any]] = {"nfc": [normalizers.NFC()], "nfkc": [normalizers.NFKC()],
                  "lower": [normalizers.NFKC(), normalizers.Lowercase()]}  # fmt: skip
         if spec.normalization != "none":
             tokenizer.normalizer = normalizers.Sequence(forms[spec.normalization])
@@ -110,7 +110,7 @@ class NewTokenizer:
         from tokenizers import pre_tokenizers, trainers
 
         spec = self.spec
-        common = {"vocab_size": spec.vocab_size, "special_tokens": self.special, "show_progress": False}
+        common: dict[str, Any] = {"vocab_size": spec.vocab_size, "special_tokens": self.special, "show_progress": False}
         if spec.algorithm == "bpe":
             alphabet = pre_tokenizers.ByteLevel.alphabet()
             return trainers.BpeTrainer(initial_alphabet=alphabet, min_frequency=spec.min_frequency, **common)
