@@ -39,6 +39,7 @@ FLAGS = {
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
     "load": ["--help", "--json", "--set", "--to"],
+    "evaluate": ["--against", "--counterfactual", "--groups", "--help", "--json", "--labels", "--set"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
