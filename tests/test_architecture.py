@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "batchnlp"
 TIERS = {
-    "types": 0, "errors": 0, "registry": 0, "text": 1, "data": 1, "job": 1, "tasks": 2, "backends": 2, "sinks": 2,
+    "types": 0, "errors": 0, "registry": 0, "text": 1, "data": 1, "job": 1, "tasks": 2, "backends": 2, "sinks": 2, "evaluate": 2,
     "engine": 3, "schedule": 3, "train": 3, "report": 3, "cli": 4,
 }  # fmt: skip
 # One tier, and allowed all the same.
@@ -28,6 +28,10 @@ DOORS = {  # library → where it may be imported
     "deltalake": ("sinks/delta.py",),
     "pyiceberg": ("sinks/iceberg.py",),
     "adbc_driver_postgresql": ("sinks/postgres.py",),
+    "scipy": ("evaluate/",),
+    "sklearn": ("evaluate/",),
+    "sacrebleu": ("evaluate/",),
+    "rouge_score": ("evaluate/",),
 }
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

@@ -41,6 +41,7 @@ FLAGS = {
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
     "load": ["--help", "--json", "--set", "--to"],
+    "evaluate": ["--against", "--counterfactual", "--groups", "--help", "--json", "--labels", "--set"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
     "train tokenizer": LEARN,
     "train lm": [*LEARN, *START],

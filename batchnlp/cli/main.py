@@ -276,6 +276,21 @@ def load(out: str, kind: str, settings: tuple[str, ...], as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("target", metavar="OUT|SPEC")
+@click.option("--labels", metavar="[FILE:]COLUMN", help="The truth: a column of the results, or of a file with their ids.")
+@click.option("--groups", help="Columns, separated by commas, whose groups are compared.")
+@click.option("--counterfactual", metavar="FILE", help="Pairs of terms to swap in the documents, as YAML.")
+@click.option("--against", metavar="OUT2", help="The output of another model for the same documents.")
+@set_option
+@json_option
+def evaluate(target: str, settings: tuple[str, ...], as_json: bool, **flags: str | None) -> None:
+    """Judge the results in OUT, or run the job in SPEC and judge it; exit 1 if a gate is not kept."""
+    from batchnlp.cli.evaluate import show_evaluation
+
+    sys.exit(show_evaluation(target, flags, settings, as_json))
+
+
+@main.command()
 @click.argument("spec")
 @set_option
 @click.option("--any-dtype", is_flag=True, help="Try float32 and bfloat16 where the job leaves the dtype open.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from batchnlp.cli.look import show_plan
 from batchnlp.cli.show import LiveLine, print_json, print_summary
-from batchnlp.engine.driver import run_job
+from batchnlp.engine.driver import RunResult, run_job
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
 
@@ -37,11 +37,17 @@ def run_file(path: str, mode: str | None, settings: Sequence[str], as_json: bool
     return execute(load_spec(path, settings, {"output.mode": mode} if mode else None), as_json)
 
 
-def execute(spec: JobSpec, as_json: bool) -> int:
+def run_shown(spec: JobSpec) -> RunResult:
     """Run, with a live line and a summary on stderr."""
     with LiveLine() as line:
         result = run_job(spec, line.update)
     print_summary(result)
+    return result
+
+
+def execute(spec: JobSpec, as_json: bool) -> int:
+    """The same; the exit code."""
+    result = run_shown(spec)
     if as_json:
         print_json(asdict(result))
     return result.exit_code

@@ -124,6 +124,7 @@ def print_summary(r: RunResult) -> None:
             "(stages overlap)",
         ]  # fmt: skip
     lines += r.notes
+    lines += [verdict["why"] for verdict in r.evaluation.get("gates", ())]
     lines += [sink_line(sink) for sink in r.sinks]
     if r.resumed:
         lines.append(f"shards: {r.resumed:,} done before, {r.shards:,} now")

@@ -22,10 +22,12 @@ from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, 
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unnamed
+from batchnlp.engine.judge import below, judge_run
 from batchnlp.engine.planner import Prepared, make_plan, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.engine.worker import WorkerSetup
 from batchnlp.errors import BatchnlpError, CorruptError, Interrupted, OutputError, StoppedError
+from batchnlp.evaluate.evaluation import Evaluation, asked
 from batchnlp.job.identity import differences
 from batchnlp.job.sinks import SinkSpec
 from batchnlp.job.spec import JobSpec
@@ -80,7 +82,7 @@ class Progress:
 class RunResult:
     """How a run ended."""
 
-    status: str  # done, failed (over the limit), stopped
+    status: str  # done, failed (over the limit, or below a gate), stopped
     run: str
     output: str
     rows: int
@@ -96,6 +98,7 @@ class RunResult:
     codes: dict[str, int] = field(default_factory=dict)
     message: str = ""
     sinks: list[dict[str, Any]] = field(default_factory=list)  # what each of the job's warehouses was given
+    evaluation: dict[str, Any] = field(default_factory=dict)  # as in evaluation.json; empty where the job asks for none
     resolved: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a backend did otherwise than it would, and why
     replaced: list[str] = field(default_factory=list)  # runs that an overwrite took the place of
@@ -160,6 +163,7 @@ class _Run:
         self.first = self.last = self.asked = began
         self.replicas = 1
         self.replaced: list[str] = []
+        self.judged: Evaluation | None = None
 
     def run(self) -> RunResult:
         refuse_other_runs(self.prepared, self.store)  # again: before the lock was ours, another job may have come
@@ -176,7 +180,7 @@ class _Run:
         if left:
             self.ledger.reopen()
             self._compute(plan, resolved, threads, left)
-        if len(self.parts) < len(plan.shards):
+        if len(self.parts) < len(plan.shards) or (self.interrupt.signal and asked(self.spec.evaluate, self.spec.gates)):
             code = self.interrupt.exit_code
             return self._result("stopped", plan, resolved, resumed, code, "the same command resumes it")
         return self._finish(plan, resolved, resumed)
@@ -277,12 +281,14 @@ class _Run:
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
         dead = self.total.dead
         allowed = self.spec.limits.failed_allowed(self.rows)
-        success = dead <= allowed
+        gates = self._judge() if dead <= allowed else ""
+        success = dead <= allowed and not gates
         manifest = None
         with suppress(CorruptError):  # which is written anew
             manifest = self.ledger.outcome()
-        if manifest is None or self.new.shards or manifest["success"] != success:
-            self.ledger.finish(self.parts, {**self.prepared.about, "invocation": self.invocation}, success=success)
+        if manifest is None or self.new.shards or (manifest["success"], manifest.get("gates", "")) != (success, gates):
+            about = {**self.prepared.about, "invocation": self.invocation, "gates": gates}
+            self.ledger.finish(self.parts, about, success=success)
         self._make_live(success)
         settle(self.store)
         if success:
@@ -292,10 +298,18 @@ class _Run:
             sinks = self._load_all()
             result = self._result("done", plan, resolved, resumed, 0, "; ".join(messages))
             return replace(result, sinks=sinks, **self._unloaded(sinks))
-        message = f"{many(dead, 'dead letter')}, {allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
+        over = f"{many(dead, 'dead letter')}, {allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
+        message = f"below its gates: {gates}" if gates else over
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
         return self._result("failed", plan, resolved, resumed, 1, message)
+
+    def _judge(self) -> str:
+        """The gates that the results do not keep. Nothing is under way, so a signal ends it at once."""
+        self.interrupt.defer(deferred=False)
+        self.judged = judge_run(self.spec, self.ledger)
+        self.interrupt.defer()
+        return below(self.judged)
 
     def _load_all(self) -> list[dict[str, Any]]:
         """Give the warehouses the results; a load that is under way is finished before a signal counts."""
@@ -377,5 +391,5 @@ class _Run:
             },
             codes=total["codes"], message=message, resolved={**asdict(resolved), "replicas": self.replicas},
             notes=sorted({self.prepared.task.note, *self.total.notes} - {""}),
-            replaced=self.replaced,
+            replaced=self.replaced, evaluation=asdict(self.judged) if self.judged else {},
         )  # fmt: skip

@@ -19,6 +19,7 @@ from batchnlp.backends.model_files import resolve_model
 from batchnlp.data.sources import Source
 from batchnlp.data.sources.storage import reason
 from batchnlp.errors import SourceError, SpecError
+from batchnlp.evaluate.evaluation import asked, preflight
 from batchnlp.job.identity import fingerprint, fingerprint_facts, job_name
 from batchnlp.job.spec import JobSpec
 from batchnlp.sinks.load import check
@@ -51,7 +52,10 @@ class Prepared:
         """What plan and manifest say of the job."""
         return {
             "job": job_name(self.spec), "spec": self.spec.model_dump(mode="json"), "version": __version__,
-            "model": {"name": self.model.name, "revision": self.model.revision, "weights": self.model.weights},
+            "model": {
+                "name": self.model.name, "revision": self.model.revision, "weights": self.model.weights,
+                "card": self.model.card,
+            },
         }  # fmt: skip
 
 
@@ -71,6 +75,8 @@ def prepare(spec: JobSpec) -> Prepared:
     })  # fmt: skip
     for sink in spec.sinks:
         check(sink, schema.remove_metadata(), spec.output.partition_by)
+    if asked(spec.evaluate, spec.gates):
+        preflight(spec.evaluate, spec.gates, spec.task.kind, schema, spec.source.id or "id")
     return Prepared(spec, model, source, task, facts, print_, schema)
 
 

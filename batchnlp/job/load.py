@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from batchnlp.errors import SpecError
+from batchnlp.job.evaluate import Gate
 from batchnlp.job.sinks import SinkSpec, StatementSpec
 from batchnlp.job.spec import JobSpec
 from batchnlp.job.train import TrainSpec
@@ -207,6 +208,8 @@ def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The key an error is about. What follows it in pydantic's path are members of unions and positions in lists."""
     if loc[:1] == ("sinks",) and len(loc) > 2:  # of which there may be several
         return f"sinks.{loc[2]}"
+    if loc[:1] == ("gates",):  # which have names of the user's choice
+        return ".".join(map(str, loc[:3]))
     section = model.model_fields.get(str(loc[0])) if loc else None
     depth = 2 if section is not None and _keys_of("", section.annotation) != [""] else 1
     return ".".join(str(part) for part in loc[:depth])
@@ -242,6 +245,8 @@ def _explain(error: ValidationError, where: str, given: Mapping[str, str], model
 
 def _inner(model: type[BaseModel], key: str) -> list[str]:
     """The keys that may be meant by an unknown one."""
+    if key.startswith("gates."):
+        return [f"{key.rpartition('.')[0]}.{name}" for name in Gate.model_fields]
     return [f"sinks.{name}" for name in SinkSpec.model_fields] if key.startswith("sinks.") else _keys(model)
 
 
@@ -250,7 +255,9 @@ def _hint(key: str, problem: Any, model: type[BaseModel]) -> str:
     words = re.findall(r"'([^']+)'", str(problem.get("ctx", {}).get("expected", "")))
     if near := nearest(str(problem["input"]), words):
         return f"did you mean {near}?"
-    section, _, name = key.partition(".")
-    inner: Any = SinkSpec if section == "sinks" else model.model_fields[section].annotation
-    field = inner.model_fields[name] if name else model.model_fields[section]
+    section, _, rest = key.partition(".")
+    inner: Any = {"sinks": SinkSpec, "gates": Gate}.get(section, model.model_fields[section].annotation)
+    name = rest.rpartition(".")[2]
+    field = inner.model_fields.get(name) if name else None
+    field = field or model.model_fields[section]
     return str(field.description or "").rstrip(".")

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from batchnlp.job.evaluate import EvaluateSpec, Gate
 from batchnlp.job.section import Names, Section, as_list
 from batchnlp.job.sinks import SinkSpec
 from batchnlp.types import OnLong, SourceConfig
@@ -318,6 +319,10 @@ class JobSpec(Section):
         default_factory=list, description="Warehouses that get the results after the run."
     )
     limits: LimitsSpec = Field(default_factory=LimitsSpec)
+    evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
+    gates: dict[str, Gate] = Field(
+        default_factory=dict, description="Metrics and their bounds; outside of them no warehouse gets the results."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> JobSpec:
