@@ -42,7 +42,7 @@ schema: .venv/base ## write jobs/schema.json and jobs/train-schema.json anew
 	$(BIN)/python -m batchnlp.job.schema jobs
 
 .venv/lifecycle: .venv/base
-	$(PIP) -e '.[train,duckdb]'
+	$(PIP) -e '.[train,duckdb,evaluate]'
 	touch $@
 
 LIFE := jobs/lifecycle
@@ -50,6 +50,8 @@ lifecycle: .venv/lifecycle ## tokenizer, models, jobs, warehouse: the whole way,
 	$(BIN)/python $(LIFE)/corpus.py results/lifecycle/corpus.parquet
 	set -e; for file in $(LIFE)/[1-9]-*.yaml; do $(BIN)/python -m batchnlp train run $$file; done
 	set -e; for file in $(LIFE)/run-*.yaml; do $(BIN)/python -m batchnlp run $$file; done
+	set -e; for pair in labels:label titles:title names:entities; do name=$${pair%%:*}; \
+	  $(BIN)/python -m batchnlp evaluate results/lifecycle/run-$$name --labels results/lifecycle/$$name-test.parquet:$${pair##*:}; done
 
 clean: ## remove the environment and all results
 	rm -rf .venv results

@@ -65,6 +65,9 @@ def test_a_classifier_learns_and_runs_as_a_job(tmp_path: Path, source: Path, sta
     assert run.exit_code == 0, run.output
     truth = dict(zip(*(pq.read_table(held_out)[name].to_pylist() for name in ("id", "label")), strict=True))
     assert {row["id"]: row["label"] for row in rows_of(tmp_path / "run")} == truth
+    card = (out / "README.md").read_text()
+    assert f"batchnlp train classify {source} -o {out}" in card, "the command that made it"
+    assert "macro_f1" in card
     parts = pq.read_table(out / "split.parquet").to_pylist()
     assert {row["id"] for row in parts if row["part"] == "test"} == truth.keys()
     side: dict[str, set[str]] = {}

@@ -32,6 +32,7 @@ from batchnlp.data.store import LocalStore, explain_full, sha256_file, to_json
 from batchnlp.errors import MissingExtraError, OutputError
 from batchnlp.job.identity import differences, digest
 from batchnlp.job.train import MODELS, TrainSpec
+from batchnlp.train.card import write_card
 from batchnlp.train.checkpoints import last
 from batchnlp.train.corpus import TEST, TRAIN, VALIDATION, Composition, Rows, listing, open_source, read_rows, split
 from batchnlp.train.examples import Examples
@@ -204,6 +205,7 @@ def _publish(store: LocalStore, spec: TrainSpec, parts: dict[str, Rows], record:
         _write(_texts(parts[TEST], spec), Path(spec.output.held_out))
     for path in files:
         store.publish(str(path), path.relative_to(final).as_posix())
+    write_card(store.root, spec, record)
     store.replace(RECORD, to_json(record))
     shutil.rmtree(store.path(WORK), ignore_errors=True)
 
