@@ -188,9 +188,13 @@ def test_a_label_that_is_only_held_out_is_refused(tmp_path: Path, start: str) ->
 def test_a_few_rows_without_label_are_left_out_and_counted(tmp_path: Path, start: str) -> None:
     columns = rows(100)
     columns["label"][7] = None
+    columns["text"][8] = " ".join(f"word{i}" for i in range(90))
     source = write(tmp_path / "rows.parquet", columns)
-    tree = record(train("classify", source, tmp_path / "m", "steps=1", "max_failed=1", flags=("--model", start)))
+    result = train("classify", source, tmp_path / "m", "steps=1", "max_failed=1", flags=("--model", start))
+    tree = record(result)
     assert tree["composition"]["unusable"] == {"null_label": 1}
+    assert sum(part["truncated"] for part in tree["result"]["examples"].values()) == 1
+    assert "1 texts cut to max_length" in result.stderr, "nothing is cut in silence"
 
 
 # --- the spec

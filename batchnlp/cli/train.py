@@ -8,6 +8,7 @@ from typing import Any
 from batchnlp.cli.show import LiveLine, duration, message, print_json, print_table
 from batchnlp.job.load import build_train, load_train
 from batchnlp.job.train import TrainSpec
+from batchnlp.train.corpus import PARTS
 from batchnlp.train.run import TrainResult, train
 from batchnlp.types import many
 
@@ -16,6 +17,12 @@ FLAGS = {
     "text_column": "source.text", "id_column": "source.id", "group_column": "split.group", "workers": "workers",
     "label_column": "label", "target_column": "target", "entities_column": "entities", "pair_column": "pair",
 }  # fmt: skip
+
+ODD = {
+    "truncated": "texts cut to max_length",
+    "targets_truncated": "targets cut to max_target_length",
+    "spans_between_tokens": "spans that begin or end inside of a token",
+}
 
 
 def train_one(kind: str, inputs: Sequence[str], flags: Mapping[str, Any], as_json: bool) -> None:
@@ -51,7 +58,7 @@ def line_of(p: Any) -> str:
 def _summary(spec: TrainSpec, result: TrainResult) -> None:
     """What was learnt from what, on stderr; the metrics as a table on stdout."""
     told, made = result.record["result"], result.record["composition"]
-    parts = " + ".join(f"{rows:,} {name}" for name, rows in made["parts"].items())
+    parts = " + ".join(f"{made['parts'][name]:,} {name}" for name in PARTS)
     gone = {**made["unusable"], **made["left_out"], "copies": made["copies"], "near_copies": made["near_copies"]}
     said = ", ".join(f"{n:,} {code}" for code, n in gone.items() if n) or "none"
     message("all is done already" if result.already else f"done: {spec.kind} in {result.output}")
@@ -64,6 +71,10 @@ def _summary(spec: TrainSpec, result: TrainResult) -> None:
             f"{told['tokens'] / max(told['seconds'], 1e-9):,.0f} tokens/s · padding {padding:.1%} · "
             f"{told['device']} in {told['dtype']} · {duration(told['seconds'])}"
         )
+    for part, found in told.get("examples", {}).items():
+        odd = [f"{found[key]:,} {what}" for key, what in ODD.items() if found.get(key)]
+        if odd:
+            message(f"{part}: {', '.join(odd)}")
     metrics = {**told["metrics"], **({"baselines": told["baselines"]} if "baselines" in told else {})}
     rows = [(part, name, f"{value:.6g}") for part, found in metrics.items() for name, value in found.items()]
     print_table("", ("part", "metric", "value"), rows)
