@@ -80,9 +80,13 @@ def averages(hits: Array, answers: Array, truths: Array) -> dict[str, Array]:
     occurs = (answers + truths) > 0
     any_ = occurs.any(axis=-1)
     found = {f"micro_{name}": np.where(any_, value, np.nan) for name, value in micro.items()}
-    for name, value in each.items():
-        found[f"macro_{name}"] = share((value * occurs).sum(axis=-1), occurs.sum(axis=-1).astype(np.float64))
-        found[f"weighted_{name}"] = share((value * truths).sum(axis=-1), truths.sum(axis=-1))
+    macro = {
+        name: share((value * occurs).sum(axis=-1), occurs.sum(axis=-1).astype(np.float64))
+        for name, value in each.items()
+    }
+    weighted = {name: share((value * truths).sum(axis=-1), truths.sum(axis=-1)) for name, value in each.items()}
+    for kind, values in (("macro", macro), ("weighted", weighted)):
+        found |= {f"{kind}_{name}": value for name, value in values.items()}
     return found
 
 
