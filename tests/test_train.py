@@ -194,6 +194,9 @@ def test_a_few_rows_without_label_are_left_out_and_counted(tmp_path: Path, start
     tree = record(result)
     assert tree["composition"]["unusable"] == {"null_label": 1}
     assert sum(part["truncated"] for part in tree["result"]["examples"].values()) == 1
+    made = tree["composition"]
+    assert made["rows"] == sum(made["parts"].values()) + 1 + made["copies"] + made["near_copies"]
+    assert " + 1 left out (1 null_label)" in result.stderr
     assert "1 texts cut to max_length" in result.stderr, "nothing is cut in silence"
 
 

@@ -60,9 +60,10 @@ def _summary(spec: TrainSpec, result: TrainResult) -> None:
     told, made = result.record["result"], result.record["composition"]
     parts = " + ".join(f"{made['parts'][name]:,} {name}" for name in PARTS)
     gone = {**made["unusable"], **made["left_out"], "copies": made["copies"], "near_copies": made["near_copies"]}
-    said = ", ".join(f"{n:,} {code}" for code, n in gone.items() if n) or "none"
+    out = {code: n for code, n in gone.items() if n}
+    said = f" + {sum(out.values()):,} left out ({', '.join(f'{n:,} {code}' for code, n in out.items())})" if out else ""
     message("all is done already" if result.already else f"done: {spec.kind} in {result.output}")
-    message(f"{many(made['rows'], 'row')} = {parts}; left out: {said}")
+    message(f"{many(made['rows'], 'row')} = {parts}{said}")
     if "steps" in told:
         early = ", stopped early" if told["stopped_early"] else ""
         padding = 1 - told["tokens"] / told["executed"] if told["executed"] else 0.0
