@@ -24,7 +24,7 @@ SIZES = {
     "base": (768, 12, 12),
 }  # width, layers, heads
 ARCHITECTURES = ("gpt2", "llama", "bart", "t5")
-FRAMES = {"gpt2": "{bos} $A", "llama": "{bos} $A", "bart": "{bos} $A {eos}", "t5": "$A {eos}"}
+FRAMES = {"gpt2": "{bos} $A", "llama": "{bos} $A", "bart": "$A {eos}", "t5": "$A {eos}"}
 CLASSES = {
     "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
     "llama": ("LlamaConfig", "LlamaForCausalLM"),
