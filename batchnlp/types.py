@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -73,11 +73,12 @@ class Shard:
 
     index: int
     segments: tuple[Segment, ...]  # one, or several tiny files joined
+    dead: int | None = None  # of a retry: its dead letters, which alone are worked on
 
     @property
     def rows(self) -> int:
         """Rows that pass the filter: what the row contract counts as rows in."""
-        return sum(segment.rows for segment in self.segments)
+        return sum(segment.rows for segment in self.segments) if self.dead is None else self.dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,16 @@ class Docs:
         """The text of a document; of a conversation its JSON."""
         value = self.text[doc].as_py()
         return value if value is None or isinstance(value, str) else json.dumps(value)
+
+    def take(self, index: Int64) -> Docs:
+        """The rows `index`, in its order."""
+        where, at = pa.array(index), {int(doc): i for i, doc in enumerate(index)}
+        return Docs(
+            self.ids.take(where), self.text.take(where), self.keep.take(where), self.columns.take(where),
+            self.file[index], self.row[index],
+            tuple(replace(failure, doc=at[failure.doc]) for failure in self.failures if failure.doc in at),
+            lambda doc: self.line(int(index[doc])),
+        )  # fmt: skip
 
     @classmethod
     def of(cls, texts: pa.Array, columns: pa.Table | None = None) -> Docs:
@@ -297,6 +308,16 @@ class Part:
     seconds: dict[str, float]  # encode, forward, write
     codes: dict[str, int] = field(default_factory=dict)  # dead letters by code
     note: str = ""  # what the backend did otherwise than it would, and why
+    after: str = ""  # of a retry: the attempt whose dead letters it tried again
+    invocation: str = field(default="", compare=False)  # who committed it; filled with the commit, as is
+    committed: float = field(default=0.0, compare=False)  # when, in Unix time: to be looked at, nothing depends on it
+
+
+@dataclass(frozen=True, slots=True)
+class Retried(Part):
+    """A shard whose dead letters were tried again: all its parts as one. Filled by the ledger."""
+
+    layers: tuple[Part, ...] = ()  # the first one and its retries, each after the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +368,7 @@ class Plan:
     files: tuple[InputFile, ...]
     shards: tuple[Shard, ...]
     schema: pa.Schema  # of the results
+    generation: int = 0  # how often dead letters are tried again with it
 
     @property
     def rows(self) -> int:

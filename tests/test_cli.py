@@ -17,7 +17,7 @@ from commands import BAD, QUICK, Corpus, classify, invoke, last_json, rows_of
 
 from batchnlp.cli.main import main
 from batchnlp.cli.show import line_of
-from batchnlp.engine.driver import Progress
+from batchnlp.engine.computing import Progress
 
 README = Path(__file__).parents[1] / "README.md"
 ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--output", "--plan", "--revision",
@@ -34,14 +34,16 @@ FLAGS = {
     "translate": sorted([*ONE_OFF, "--source-language", "--target-language", "--max-new-tokens"]),
     "generate": sorted([*ONE_OFF, "--prompt", "--max-new-tokens"]),
     "chat": sorted([*ONE_OFF, "--prompt", "--system", "--max-new-tokens"]),
-    "run": ["--help", "--json", "--mode", "--set"],
+    "run": ["--backfill", "--date", "--help", "--json", "--mode", "--set"],
     "plan": ["--full", "--help", "--json", "--probe", "--set"],
     "doctor": ["--help", "--json", "--rows", "--set"],
     "status": ["--help", "--json"],
+    "retry": ["--help", "--json", "--set"],
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
     "load": ["--help", "--json", "--set", "--to"],
     "evaluate": ["--against", "--counterfactual", "--groups", "--help", "--json", "--labels", "--set"],
+    "report": ["--columns", "--compare", "--help", "--json", "--output"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
     "train tokenizer": LEARN,
     "train lm": [*LEARN, *START],
@@ -50,6 +52,9 @@ FLAGS = {
     "train seq2seq": [*LEARN, *START, "--target-column"],
     "train embed": [*LEARN, *START, "--pair-column"],
     "train run": ["--help", "--json", "--set"],
+    "schedule list": ["--help", "--json", "--state"],
+    "schedule run": ["--help", "--state"],
+    "schedule export": ["--claim", "--help", "--image", "--json", "--output", "--to"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
         "seconds"}  # fmt: skip
@@ -129,7 +134,7 @@ def loaded_after(*args: object) -> tuple[int, set[str]]:
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["run", "--help"], ["classify", "--help"], ["train", "lm", "--help"], ["--version"]],
+    [["--help"], *([*of.split(), "--help"] for of in ("run", "schedule run", "classify", "train lm")), ["--version"]],
     ids="_".join,
 )
 def test_help_loads_nothing_heavy(args: list[str]) -> None:
@@ -141,7 +146,7 @@ def test_help_loads_nothing_heavy(args: list[str]) -> None:
 def test_looking_at_an_output_loads_no_model_libraries(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out = tmp_path / "out"
     assert classify(corpus(), out, classifier).exit_code == 0
-    for args in (["status", out], ["verify", out], ["collect", out, "-o", tmp_path / "all.csv"]):
+    for args in (["status", out], ["verify", out], ["collect", out, "-o", tmp_path / "all.csv"], ["report", out]):
         code, modules = loaded_after(*args)
         assert code == 0
         assert not modules & {"torch", "transformers", "tokenizers", "ray"}, args

@@ -149,9 +149,7 @@ def test_strict_spans_are_seqeval_s(seed: int) -> None:
     for average in AVERAGES:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            expected = precision_recall_fscore_support(
-                truth, answers, average=average, scheme=IOB2, zero_division=0
-            )
+            expected = precision_recall_fscore_support(truth, answers, average=average, scheme=IOB2, zero_division=0)
         for name, value in zip(("precision", "recall", "f1"), expected, strict=False):
             assert values[f"strict_{average}_{name}"] == near(value), (average, name)
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from batchnlp.cli.run import run_shown
+from batchnlp.cli.running import run_shown
 from batchnlp.cli.show import message, print_json, print_table
 from batchnlp.data.ledger import Ledger, fingerprints
 from batchnlp.data.store import LocalStore
-from batchnlp.engine.driver import RunResult
+from batchnlp.engine.computing import RunResult
 from batchnlp.engine.judge import judge_output
 from batchnlp.errors import UsageError
 from batchnlp.evaluate.evaluation import asked, write
@@ -34,11 +34,11 @@ def show_evaluation(target: str, flags: Mapping[str, str | None], settings: Sequ
         spec = _ask(build_spec(output.tree["spec"], settings, given, f"the job of {target}"), target)
     else:
         spec = _ask(load_spec(target, settings, given), target)
-        result = run_shown(spec)
+        result, page = run_shown(spec)
         code = result.exit_code
         if result.status == "stopped":
             if as_json:
-                print_json(asdict(result))
+                print_json({**asdict(result), "report": page})
             return code
         output = _of_run(result)
     made = judge_output(spec, output)

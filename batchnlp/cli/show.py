@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -16,8 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from batchnlp.cli.streams import Messages, discard
-from batchnlp.engine.driver import Progress, RunResult
+from batchnlp.cli.streams import Messages, discard, log_line, logs_json
+from batchnlp.engine.computing import Progress, RunResult
 from batchnlp.types import many
 
 FIRST_PLAIN = 5.0  # seconds until the first plain line; each wait is half as long again, up to
@@ -31,9 +32,14 @@ def console(*, stderr: bool = True) -> Console:
     return Console(stderr=stderr, file=file, soft_wrap=True, highlight=False)
 
 
-def message(text: str) -> None:
-    """One line on stderr."""
-    console().print(Text(text))
+def message(text: str, level: str = "info", **facts: Any) -> None:
+    """One line on stderr; `facts` are for a log."""
+    if not logs_json():
+        console().print(Text(text))
+    elif sys.stderr is not None:
+        stream = Messages(sys.stderr)
+        stream.write(log_line(text, level, **facts))
+        stream.flush()
 
 
 def print_json(value: Any) -> None:
@@ -86,7 +92,7 @@ class LiveLine:
         self._next, self._wait = FIRST_PLAIN, FIRST_PLAIN
 
     def __enter__(self) -> LiveLine:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not logs_json():
             self._live.start()
         return self
 
@@ -95,12 +101,14 @@ class LiveLine:
 
     def update(self, progress: Any) -> None:
         """Draw or print."""
-        if progress.message:
+        if progress.message and not logs_json():
             self._console.print(Text(progress.message))
+        elif progress.message:
+            message(progress.message)
         if self._live.is_started:
             self._live.update(Text(self._line(progress), overflow="ellipsis", no_wrap=True))
         elif progress.seconds >= self._next:
-            self._console.print(Text(self._line(progress)))
+            message(self._line(progress), progress=asdict(progress))
             self._wait = min(self._wait * 1.5, LAST_PLAIN)
             self._next = progress.seconds + self._wait
 
@@ -130,6 +138,9 @@ def print_summary(r: RunResult) -> None:
         lines.append(f"shards: {r.resumed:,} done before, {r.shards:,} now")
     if r.replaced:
         lines.append(f"replaced: {', '.join(f'run {run}' for run in r.replaced)}")
+    if logs_json():
+        message(lines[0], "info" if r.status == "done" else "error", results=asdict(r))
+        return
     for line in lines:
         message(line)
 

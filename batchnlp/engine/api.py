@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from batchnlp import registry
 from batchnlp.data.sources.columns import TURNS, is_turns
-from batchnlp.engine.driver import Listener, RunResult, run_job
+from batchnlp.engine.computing import Listener, RunResult
+from batchnlp.engine.driver import run_job
 from batchnlp.engine.memory import answer
 from batchnlp.engine.planner import find_model
 from batchnlp.errors import SourceError

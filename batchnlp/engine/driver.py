@@ -9,109 +9,39 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import asdict, replace
+from typing import Any
 
-from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.data.commits import Commits, Tally
+from batchnlp.data.invocations import Diary
 from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unnamed
+from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
+from batchnlp.engine.hooks import observed
 from batchnlp.engine.judge import below, judge_run
+from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, make_plan, prepare
+from batchnlp.engine.results import written
 from batchnlp.engine.signals import Interrupt, watch_signals
-from batchnlp.engine.worker import WorkerSetup
-from batchnlp.errors import BatchnlpError, CorruptError, Interrupted, OutputError, StoppedError
+from batchnlp.errors import CorruptError, OutputError
 from batchnlp.evaluate.evaluation import Evaluation, asked
 from batchnlp.job.identity import differences
-from batchnlp.job.sinks import SinkSpec
 from batchnlp.job.spec import JobSpec
-from batchnlp.sinks.load import load
-from batchnlp.types import Part, Plan, Resolved, many
-
-COMMITTERS = 8  # commits at a time, where several parts are there
-
-
-class Runner(Protocol):
-    """Something that runs workers over shards."""
-
-    def ready(self, timeout: float) -> bool:
-        """Whether work has begun, which it has when the first worker has loaded its model."""
-
-    def note(self) -> str:
-        """What keeps work from beginning, if it is anything out of the ordinary."""
-
-    def wait(self, timeout: float) -> list[Part]:
-        """Parts that got done."""
-
-    def progress(self) -> dict[str, float]:
-        """Counters of all workers."""
-
-    def stop(self) -> None:
-        """Begin no more shards."""
-
-    def idle(self) -> bool:
-        """Whether nothing is under way."""
-
-    def close(self) -> None:
-        """End at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The run at a moment, for whoever draws it."""
-
-    rows: int  # done, in the model or written
-    total: int
-    dead: int
-    seconds: float  # since the first lease
-    rows_now: float  # done in this invocation
-    tokens: float
-    executed: float
-    busy: float  # device seconds a replica
-    note: str = ""
-    message: str = ""  # to be told once, on a line of its own
-
-
-@dataclass(slots=True)
-class RunResult:
-    """How a run ended."""
-
-    status: str  # done, failed (over the limit, or below a gate), stopped
-    run: str
-    output: str
-    rows: int
-    dead: int
-    exit_code: int
-    resumed: int  # shards that were there before
-    shards: int  # shards computed now
-    docs_per_second: float
-    tokens_per_second: float
-    padding: float
-    device_busy: float
-    seconds: dict[str, float]
-    codes: dict[str, int] = field(default_factory=dict)
-    message: str = ""
-    sinks: list[dict[str, Any]] = field(default_factory=list)  # what each of the job's warehouses was given
-    evaluation: dict[str, Any] = field(default_factory=dict)  # as in evaluation.json; empty where the job asks for none
-    resolved: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # what a backend did otherwise than it would, and why
-    replaced: list[str] = field(default_factory=list)  # runs that an overwrite took the place of
-
-
-Listener = Callable[[Progress], None]
+from batchnlp.types import Plan, Resolved, many
 
 
 def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResult:
     """Run a job to its end, or resume it. Raises UsageError before any result is written, LockedError, StoppedError,
     and Interrupted where a signal comes before there is a plan."""
     began = time.monotonic()
-    with watch_signals() as interrupt:
+
+    def say(text: str) -> None:
+        listen(Progress(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, message=text))
+
+    with watch_signals() as interrupt, observed(spec, say) as ending:
         prepared = prepare(spec)
         interrupt.check()
         store = LocalStore(spec.output.path)
@@ -119,7 +49,10 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
         lock = Lock(store, invocation := uuid.uuid4().hex[:12])
         try:
             lock.acquire()
-            return _Run(prepared, store, invocation, listen, began, interrupt).run()
+            run = _Run(prepared, store, invocation, listen, began, interrupt)
+            with written(ending, run.ledger, run.facts):
+                ending.result = run.run()
+            return ending.result
         finally:
             interrupt.defer()
             lock.release()
@@ -151,39 +84,42 @@ class _Run:
         began: float,
         interrupt: Interrupt,
     ) -> None:
-        self.prepared, self.store, self.invocation = prepared, store, invocation
-        self.listen, self.began, self.interrupt = listen, began, interrupt
+        self.prepared, self.store, self.listen, self.began = prepared, store, listen, began
         self.spec = prepared.spec
         self.ledger = Ledger(store, prepared.fingerprint)
-        self.parts = Commits(self.ledger.committed)
-        self.total, self.new = Tally(), Tally()  # of all invocations, of this one
-        self.before: dict[str, Any] = {}  # the sums of what earlier invocations did
-        self.rows = 0  # in the plan
-        self.counters: dict[str, float] = {}
-        self.first = self.last = self.asked = began
-        self.replicas = 1
+        self.diary = Diary(self.ledger, invocation, time.monotonic() - began)
+        self.work = Computation(prepared, self.ledger, invocation, listen, began, interrupt, leased=self.diary.leased)
         self.replaced: list[str] = []
         self.judged: Evaluation | None = None
 
     def run(self) -> RunResult:
+        with self.diary:
+            result = self._run()
+            self.diary.result(asdict(result))
+        return result
+
+    def _run(self) -> RunResult:
         refuse_other_runs(self.prepared, self.store)  # again: before the lock was ours, another job may have come
         sweep_dropped(self.store)
         sweep_temporary(self.store)
         plan, resolved, threads = self._plan()
         self._claim()
-        self.rows = plan.rows
-        self.parts = self.ledger.recover(plan.shards, self.invocation, self.total)
-        self.before, resumed = self.total.sums(), len(self.parts)
+        left = self.work.resume(plan)
+        resumed = len(self.work.parts)
         if going := ", ".join(map(self._named, self._replaced())):
-            self.listen(self._progress("starting", f"when this run is done, it replaces {going}"))
-        left = [shard for shard in plan.shards if shard.index not in self.parts]
+            self.listen(self.work.progress("starting", f"when this run is done, it replaces {going}"))
         if left:
             self.ledger.reopen()
-            self._compute(plan, resolved, threads, left)
-        if len(self.parts) < len(plan.shards) or (self.interrupt.signal and asked(self.spec.evaluate, self.spec.gates)):
-            code = self.interrupt.exit_code
-            return self._result("stopped", plan, resolved, resumed, code, "the same command resumes it")
+            self.diary.begin()
+            self.work.run(plan, resolved, threads, left)
+        signalled = self.work.interrupt.signal and asked(self.spec.evaluate, self.spec.gates)
+        if len(self.work.parts) < len(plan.shards) or signalled:
+            return self._result("stopped", resolved, resumed, self.work.exit_code, self.work.why)
         return self._finish(plan, resolved, resumed)
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the run at any time."""
+        return {"invocation": self.work.invocation, **self.work.total.sums()}
 
     def _plan(self) -> tuple[Plan, Resolved, int]:
         """The fixed plan; made now if this is the first start."""
@@ -196,144 +132,40 @@ class _Run:
             self.ledger.create_plan(plan, self.prepared.facts, resolved, self.prepared.about)
         plan, stored = self.ledger.plan()
         resolved = devices.resume(stored, self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
-        self.replicas, threads = devices.share(hardware, resolved.device, self.spec.engine.replicas)
+        self.work.replicas, threads = devices.share(hardware, resolved.device, self.spec.engine.replicas)
         return plan, resolved, threads
 
-    def _compute(self, plan: Plan, resolved: Resolved, threads: int, left: list[Any]) -> None:
-        try:
-            runner = self._start(plan, resolved, threads, left)
-        except Interrupted:
-            return
-        self.interrupt.defer()
-        try:
-            while not self.interrupt.signal and not runner.ready(0.2):
-                self._report(runner, runner.note() or "starting")
-            self.first = self.last = time.monotonic()
-            if not self.interrupt.signal:
-                self._loop(runner, plan)
-                self.counters = runner.progress() or self.counters
-        finally:
-            runner.close()
-
-    def _start(self, plan: Plan, resolved: Resolved, threads: int, left: list[Any]) -> Runner:
-        schema, spool = self.prepared.source.schema, self._spool()
-        setup = WorkerSetup(self.spec, self.prepared.model, plan, resolved, schema, spool, threads)
-        factory = registry.load(registry.RUNNERS, self.spec.engine.runner)
-        if self.spec.engine.runner == "inline":
-            self.replicas = 1
-        else:
-            self.interrupt.defer()
-        return factory(setup, left, self.replicas, self.spec.engine.address)  # type: ignore[no-any-return]
-
-    def _loop(self, runner: Runner, plan: Plan) -> None:
-        """Commit what comes; several at a time, because a disk takes many fsyncs in the time of one."""
-        with ThreadPoolExecutor(COMMITTERS) as committers:
-            self._rounds(runner, plan, committers)
-
-    def _commit(self, parts: list[Part], plan: Plan, committers: Executor) -> None:
-        def commit(part: Part) -> bool:
-            return self.ledger.commit(part, plan.shards[part.shard], self.invocation)
-
-        for part, mine in zip(parts, committers.map(commit, parts), strict=True):
-            if part.shard not in self.parts:
-                self.total.add(part if mine else self.ledger.committed(part.shard))
-            self.parts.add(part.shard)
-            if mine:
-                self.new.add(part)
-                self.last = time.monotonic()
-
-    def _rounds(self, runner: Runner, plan: Plan, committers: Executor) -> None:
-        deadline, interrupt = 0.0, self.interrupt
-        while len(self.parts) < len(plan.shards):
-            self._commit(runner.wait(0.2), plan, committers)
-            self._report(runner, "stopping" if interrupt.signal else "")
-            if interrupt.signal and not deadline:
-                deadline = time.monotonic() + self.spec.limits.grace_seconds
-                runner.stop()
-            if deadline and (runner.idle() or time.monotonic() > deadline):
-                return
-
-    def _report(self, runner: Runner, note: str) -> None:
-        now = time.monotonic()
-        if now - self.asked < 0.5:
-            return
-        self.asked = now
-        self.counters = runner.progress() or self.counters
-        self.listen(self._progress(note))
-
-    def _progress(self, note: str, message: str = "") -> Progress:
-        c = self.counters
-        done_now = max(c.get("docs", 0.0), self.new.rows)
-        return Progress(
-            min(int(self.before["rows"] + done_now), self.rows), self.rows, self.before["dead"] + self.new.dead,
-            time.monotonic() - self.first, done_now, c.get("tokens", 0), c.get("executed", 0),
-            c.get("busy", 0.0) / self.replicas, note, message,
-        )  # fmt: skip
-
-    def _spool(self) -> str | None:
-        """Compressed line files are unpacked once, where every replica can read them."""
-        if not any(file.compression for file in self.prepared.source.files):
-            return None
-        folder = self.store.path(f"{self.ledger.control}/spool")
-        self.prepared.source.spool_into(folder)
-        return folder
-
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
-        dead = self.total.dead
-        allowed = self.spec.limits.failed_allowed(self.rows)
+        dead, new = self.work.total.dead, self.work.new.shards
+        allowed = self.spec.limits.failed_allowed(plan.rows)
         gates = self._judge() if dead <= allowed else ""
         success = dead <= allowed and not gates
         manifest = None
         with suppress(CorruptError):  # which is written anew
             manifest = self.ledger.outcome()
-        if manifest is None or self.new.shards or (manifest["success"], manifest.get("gates", "")) != (success, gates):
-            about = {**self.prepared.about, "invocation": self.invocation, "gates": gates}
-            self.ledger.finish(self.parts, about, success=success)
+        if manifest is None or new or (manifest["success"], manifest.get("gates", "")) != (success, gates):
+            about = {**self.prepared.about, "invocation": self.work.invocation, "gates": gates}
+            self.ledger.finish(self.work.parts, about, success=success)
         self._make_live(success)
         settle(self.store)
         if success:
-            messages = [] if self.new.shards else ["all is done already" if plan.shards else "the corpus has no rows"]
+            messages = [] if new else ["all is done already" if plan.shards else "the corpus has no rows"]
             if self.store.read(SUCCESS) is None:
                 messages.append(f"no {SUCCESS} yet: another run here is not complete; batchnlp status tells which")
-            sinks = self._load_all()
-            result = self._result("done", plan, resolved, resumed, 0, "; ".join(messages))
-            return replace(result, sinks=sinks, **self._unloaded(sinks))
+            result = self._result("done", resolved, resumed, 0, "; ".join(messages))
+            return load_all(result, self.spec.sinks, self.work.interrupt)
         over = f"{many(dead, 'dead letter')}, {allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
         message = f"below its gates: {gates}" if gates else over
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
-        return self._result("failed", plan, resolved, resumed, 1, message)
+        return self._result("failed", resolved, resumed, 1, message)
 
     def _judge(self) -> str:
         """The gates that the results do not keep. Nothing is under way, so a signal ends it at once."""
-        self.interrupt.defer(deferred=False)
+        self.work.interrupt.defer(deferred=False)
         self.judged = judge_run(self.spec, self.ledger)
-        self.interrupt.defer()
+        self.work.interrupt.defer()
         return below(self.judged)
-
-    def _load_all(self) -> list[dict[str, Any]]:
-        """Give the warehouses the results; a load that is under way is finished before a signal counts."""
-        self.interrupt.defer()
-        return [self._load(sink) for sink in self.spec.sinks]
-
-    def _unloaded(self, sinks: list[dict[str, Any]]) -> dict[str, Any]:
-        """How a run ends that is done but for its warehouses."""
-        if all(sink["status"] != "failed" for sink in sinks):
-            return {}
-        code = self.interrupt.exit_code if self.interrupt.signal else StoppedError.exit_code
-        message = "the same command loads what is missing, and computes nothing again"
-        return {"status": "stopped", "exit_code": code, "message": message}
-
-    def _load(self, sink: SinkSpec) -> dict[str, Any]:
-        """One that fails does not keep the others from getting theirs."""
-        about = {"kind": sink.kind, "table": sink.table}
-        if self.interrupt.signal:
-            return {**about, "status": "failed", "message": "stopped before it began"}
-        try:
-            loaded = load(self.store.root, sink)
-        except BatchnlpError as error:
-            return {**about, "status": "failed", "message": str(error)}
-        return {**asdict(loaded), "status": "loaded" if loaded.runs else "held"}
 
     def _claim(self) -> None:
         """Where no results stand that must be kept, this run is what the output holds, from its start."""
@@ -372,24 +204,9 @@ class _Run:
             about = f" ({(ledger.plan_tree() or {}).get('job')}, {many(ledger.plan()[0].rows, 'row')})"
         return f"run {ledger.run}{about}"
 
-    def _result(
-        self, status: str, plan: Plan, resolved: Resolved, resumed: int, exit_code: int, message: str
-    ) -> RunResult:
-        total, now, c = self.total.sums(), self.new.sums(), self.counters
-        wall = max(self.last - self.first, 1e-9)
-        busy = self.new.forward
-        return RunResult(
-            status=status, run=self.ledger.run, output=self.store.root, rows=total["rows"], dead=total["dead"],
-            exit_code=exit_code, resumed=resumed, shards=self.new.shards,
-            docs_per_second=round(now["rows"] / wall, 2), tokens_per_second=round(now["tokens"] / wall, 1),
-            padding=round(1 - now["tokens"] / now["executed"], 4) if now["executed"] else 0.0,
-            device_busy=round(min(busy / wall / self.replicas, 1.0), 4) if self.new.shards else 0.0,
-            seconds={
-                "start": round(self.first - self.began, 3), "encode": round(c.get("encode", 0.0), 3),
-                "forward": round(busy, 3), "write": round(c.get("write", 0.0), 3), "idle": round(c.get("idle", 0.0), 3),
-                "total": round(time.monotonic() - self.began, 3),
-            },
-            codes=total["codes"], message=message, resolved={**asdict(resolved), "replicas": self.replicas},
-            notes=sorted({self.prepared.task.note, *self.total.notes} - {""}),
-            replaced=self.replaced, evaluation=asdict(self.judged) if self.judged else {},
+    def _result(self, status: str, resolved: Resolved, resumed: int, exit_code: int, message: str) -> RunResult:
+        return replace(
+            summed_up(self.work, resolved, self.ledger.run, self.store.root),
+            status=status, resumed=resumed, exit_code=exit_code, message=message, replaced=self.replaced,
+            evaluation=asdict(self.judged) if self.judged else {},
         )  # fmt: skip

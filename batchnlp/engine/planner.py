@@ -21,7 +21,7 @@ from batchnlp.data.sources.storage import reason
 from batchnlp.errors import SourceError, SpecError
 from batchnlp.evaluate.evaluation import asked, preflight
 from batchnlp.job.identity import fingerprint, fingerprint_facts, job_name
-from batchnlp.job.spec import JobSpec
+from batchnlp.job.spec import RUN_DATE, JobSpec
 from batchnlp.sinks.load import check
 from batchnlp.tasks.base import COUNT_FIELDS, Task
 from batchnlp.types import ModelFiles, Plan, Server
@@ -54,7 +54,7 @@ class Prepared:
             "job": job_name(self.spec), "spec": self.spec.model_dump(mode="json"), "version": __version__,
             "model": {
                 "name": self.model.name, "revision": self.model.revision, "weights": self.model.weights,
-                "card": self.model.card,
+                "max_length": self.model.max_length, "card": self.model.card,
             },
         }  # fmt: skip
 
@@ -98,7 +98,8 @@ def _check_backend(spec: JobSpec, task: Task) -> None:
 def result_schema(spec: JobSpec, source: Source, task: Task) -> pa.Schema:
     """id, kept columns, the task's columns, counts; a name that is there twice is refused."""
     kept = [source.schema.field(name) for name in dict.fromkeys(spec.source.keep)]
-    fields = [pa.field("id", source.id_type), *kept, *task.fields, *COUNT_FIELDS]
+    date = [pa.field(RUN_DATE, pa.date32())] if spec.writes_date else []
+    fields = [pa.field("id", source.id_type), *kept, *date, *task.fields, *COUNT_FIELDS]
     double = [name for name, n in Counter(field.name for field in fields).items() if n > 1]
     if double:
         hint = "leave it out of source.keep; the id is always there" if double[0] == "id" else "rename it in the source"
