@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import tiny
 from commands import QUICK, invoke, last_json, rows_of
 from judged import labels, output
 from test_cli import loaded_after
+from test_retry import WORD, poison
 from warehouses import Warehouse
 
 import batchnlp
@@ -414,6 +416,54 @@ def test_what_is_below_its_gates_reaches_no_warehouse(tmp_path: Path, source: Pa
     assert (tree["shards"], tree["sinks"][0]["rows"]) == (0, 20), "nothing is computed again"
     assert (out / "_SUCCESS").exists()
     assert "accuracy 0.9, min 0.9\n" in again.stderr
+    assert invoke("verify", out).exit_code == 0
+
+
+def test_who_is_told_that_a_gate_is_not_kept(tmp_path: Path, source: Path, classifier: str) -> None:
+    """The hook, run_results.json, the page, and status all say why."""
+    out, told = tmp_path / "out", tmp_path / "told.json"
+    hooks = json.dumps([{"command": ["cp", "/dev/stdin", str(told)]}])
+    args = job(source, out, classifier, Warehouse("duckdb", tmp_path), hooks=hooks, **{"gates.accuracy.min": 0.95})
+    assert invoke(*args).exit_code == 1
+    why = "accuracy 0.9, min 0.95: failed"
+    (results,) = out.glob("_batchnlp/*/run_results.json")
+    for file in (told, results):
+        tree = json.loads(file.read_text())
+        assert (tree["event"], tree["status"], tree["exit_code"]) == ("threshold", "failed", 1)
+        assert tree["message"] == f"below its gates: {why}"
+        assert [verdict["why"] for verdict in tree["evaluation"]["gates"]] == [why]
+    assert f"20 rows in = 20 results + 0 dead letters; below its gates: {why}." in (out / "_report.html").read_text()
+    assert last_json(invoke("status", out, "--json"))["gates"] == why
+    assert re.search(rf"below its gates +{why}", invoke("status", out).stdout)
+    told.unlink()
+    assert invoke(*args, "--set", "gates.accuracy.min=0.9").exit_code == 0
+    assert not told.exists(), "by default nobody is told of a success"
+
+
+def test_a_retry_is_judged_like_a_run(
+    tmp_path: Path, source: Path, classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dead letters are what the model gets wrong; the gate was set after the plan was made."""
+    warehouse, out, table = Warehouse("duckdb", tmp_path), tmp_path / "out", pq.read_table(source)
+    texts = [f"{text} {WORD}" if i < 2 else text for i, text in enumerate(table["text"].to_pylist())]
+    pq.write_table(table.set_column(1, "text", [texts]), source)
+    with poison(monkeypatch):
+        sets = {"limits.max_failed": 10, "gates.accuracy.min": 0.95}
+        assert invoke(*job(source, out, classifier, warehouse, **{"limits.max_failed": 1})).exit_code == 1
+        assert invoke(*job(source, out, classifier, warehouse, **sets)).exit_code == 0
+    assert len(warehouse.rows()) == 18
+    result = invoke("retry", out)
+    assert result.exit_code == 1, result.output
+    why = "below its gates: accuracy 0.9, min 0.95: failed"
+    assert f"2 of 2 dead letters have results now; {why}" in result.stderr
+    assert not (out / "_SUCCESS").exists()
+    assert len(warehouse.rows()) == 18
+    assert invoke("retry", out).exit_code == 0, "there is nothing to do"
+    assert len(warehouse.rows()) == 18
+    sets["gates.accuracy.min"] = 0.9
+    again = invoke(*job(source, out, classifier, warehouse, **sets))
+    assert again.exit_code == 0, again.output
+    assert len(warehouse.rows()) == 20
     assert invoke("verify", out).exit_code == 0
 
 

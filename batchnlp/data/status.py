@@ -35,6 +35,7 @@ class Status:
     dead_letters: str  # the folder they are in
     live: bool
     retries: int  # times that dead letters were tried again
+    gates: str = ""  # those that are not kept
     damage: list[str] = field(default_factory=list)
 
 
@@ -66,7 +67,8 @@ def status_of(ledger: Ledger, live: bool, watch: Callable[[Part], None] = lambda
     return Status(
         "damaged" if damage else state, ledger.run, tree.get("job"), ledger.store.root,
         len(plan.shards) if plan else None, total.shards, plan.rows if plan else None, total.rows, total.ok, total.dead,
-        dict(total.codes), ledger.store.path(f"{ledger.control}/dead"), live, ledger.retries, damage,
+        dict(total.codes), ledger.store.path(f"{ledger.control}/dead"), live, ledger.retries,
+        str((manifest or {}).get("gates") or ""), damage,
     )  # fmt: skip
 
 

@@ -138,7 +138,9 @@ class _Run:
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
         dead, new = self.work.total.dead, self.work.new.shards
         allowed = self.spec.limits.failed_allowed(plan.rows)
-        gates = self._judge() if dead <= allowed else ""
+        if dead <= allowed:
+            self.judged = judge_run(self.spec, self.ledger, self.work.interrupt)
+        gates = below(self.judged)
         success = dead <= allowed and not gates
         manifest = None
         with suppress(CorruptError):  # which is written anew
@@ -159,13 +161,6 @@ class _Run:
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
         return self._result("failed", resolved, resumed, 1, message)
-
-    def _judge(self) -> str:
-        """The gates that the results do not keep. Nothing is under way, so a signal ends it at once."""
-        self.work.interrupt.defer(deferred=False)
-        self.judged = judge_run(self.spec, self.ledger)
-        self.work.interrupt.defer()
-        return below(self.judged)
 
     def _claim(self) -> None:
         """Where no results stand that must be kept, this run is what the output holds, from its start."""

@@ -12,6 +12,7 @@ from functools import partial
 from batchnlp.data.ledger import Ledger
 from batchnlp.data.store import CONTROL, to_json
 from batchnlp.engine.memory import labels_of
+from batchnlp.engine.signals import Interrupt
 from batchnlp.errors import CorruptError, StoppedError, UsageError
 from batchnlp.evaluate.evaluation import FILE, Evaluation, asked, evaluate, write
 from batchnlp.evaluate.gates import Scores
@@ -21,13 +22,21 @@ from batchnlp.job.spec import JobSpec
 LAST = f"{CONTROL}/{FILE}"  # of the last run that passed
 
 
-def judge_run(spec: JobSpec, ledger: Ledger) -> Evaluation | None:
+def judge_run(spec: JobSpec, ledger: Ledger, interrupt: Interrupt) -> Evaluation | None:
     """The evaluation of a run whose shards are all committed, written beside its manifest; None where the job asks for none.
 
-    StoppedError where it cannot be made any more: the same command tries it again.
+    Nothing is under way, so a signal ends it at once. StoppedError where it cannot be made any more: the same command
+    tries it again.
     """
     if not asked(spec.evaluate, spec.gates):
         return None
+    interrupt.defer(deferred=False)
+    made = _judge(spec, ledger)
+    interrupt.defer()
+    return made
+
+
+def _judge(spec: JobSpec, ledger: Ledger) -> Evaluation:
     try:
         made = judge_output(spec, Output.of([ledger]), baselines=False)
     except UsageError as error:  # the labels' file was there before the run
