@@ -80,7 +80,8 @@ def test_a_summariser_learns_and_runs_as_a_job(tmp_path: Path, source: Path) -> 
     assert train("tokenizer", source, words, "vocab_size=320").exit_code == 0
     held_out = tmp_path / "test.parquet"
     settings = ("shape=t5-mini", "config={d_model: 64, d_kv: 16, d_ff: 128}", f"tokenizer={words}", "max_length=128",
-                "epochs=25", "learning_rate=0.005", "batch_size=16", "prefix='title: '", "patience=null")  # fmt: skip
+                "epochs=14", "learning_rate=0.01", "batch_size=16", "prefix='title: '", "patience=null",
+                "evaluate_every=56")  # fmt: skip
     tree = record(train("seq2seq", source, tmp_path / "m", *settings, flags=("--held-out", held_out)))
     assert tree["result"]["metrics"]["test"]["loss"] < 0.2
     run = invoke("summarize", held_out, "-o", tmp_path / "run", "--model", tmp_path / "m", "--id-column", "id",
