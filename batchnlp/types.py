@@ -340,6 +340,7 @@ class ModelFiles:
     config: dict[str, Any]  # config.json
     max_length: int  # tokens a sequence may have, special tokens included
     modules: tuple[dict[str, Any], ...] = ()  # sentence-transformers modules after the transformer, in order
+    card: str = ""  # sha256 of the model card beside the weights, where there is one
 
     @property
     def hidden_size(self) -> int:

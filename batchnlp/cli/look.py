@@ -81,6 +81,7 @@ def show_status(out: str, as_json: bool) -> None:
         rows = [
             ("run", f"{run.run} ({run.job}), {run.status}{'' if run.live else ', not live'}"),
             *(("damage", damage) for damage in run.damage),
+            *([("below its gates", run.gates)] if run.gates else []),
             ("shards", f"{run.shards_done:,} of {_known(run.shards)} done"),
             ("rows", f"{run.rows_done:,} of {_known(run.rows)}: {_sum(run.ok, run.dead)}"),
             *((f"dead: {code}", f"{n:,}") for code, n in sorted(run.codes.items())),

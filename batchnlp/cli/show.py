@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, TextIO, cast
@@ -83,9 +83,10 @@ def line_of(p: Progress) -> str:
 
 
 class LiveLine:
-    """One line that changes on a terminal; plain lines elsewhere."""
+    """One line that changes on a terminal; plain lines elsewhere. `line` makes it of what `update` is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: Callable[[Any], str] = line_of) -> None:
+        self._line = line
         self._console = console()
         self._live = Live("starting", console=self._console, transient=True, refresh_per_second=4)
         self._next, self._wait = FIRST_PLAIN, FIRST_PLAIN
@@ -98,16 +99,16 @@ class LiveLine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._live.stop()
 
-    def update(self, progress: Progress) -> None:
+    def update(self, progress: Any) -> None:
         """Draw or print."""
         if progress.message and not logs_json():
             self._console.print(Text(progress.message))
         elif progress.message:
             message(progress.message)
         if self._live.is_started:
-            self._live.update(Text(line_of(progress), overflow="ellipsis", no_wrap=True))
+            self._live.update(Text(self._line(progress), overflow="ellipsis", no_wrap=True))
         elif progress.seconds >= self._next:
-            message(line_of(progress), progress=asdict(progress))
+            message(self._line(progress), progress=asdict(progress))
             self._wait = min(self._wait * 1.5, LAST_PLAIN)
             self._next = progress.seconds + self._wait
 
@@ -131,6 +132,7 @@ def print_summary(r: RunResult) -> None:
             "(stages overlap)",
         ]  # fmt: skip
     lines += r.notes
+    lines += [verdict["why"] for verdict in r.evaluation.get("gates", ())]
     lines += [sink_line(sink) for sink in r.sinks]
     if r.resumed:
         lines.append(f"shards: {r.resumed:,} done before, {r.shards:,} now")

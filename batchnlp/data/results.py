@@ -37,7 +37,9 @@ class Finished:
         """Raises OutputError where the run is not complete, or over its limit."""
         manifest = ledger.manifest()
         if manifest is None or not manifest["success"]:
-            state = "not complete" if manifest is None else "over its limit of dead letters"
+            gates = (manifest or {}).get("gates")
+            failed = f"below its gates: {gates}" if gates else "over its limit of dead letters"
+            state = "not complete" if manifest is None else failed
             raise OutputError(f"run {ledger.run} in {ledger.store.root} is {state}", "run the job again, then load")
         tree, (plan, _) = ledger.plan_tree() or {}, ledger.plan()
         job = manifest.get("job") or tree.get("job") or ledger.store.root

@@ -21,7 +21,7 @@ NAMED = 3  # lost or damaged result files that are named; the rest is counted
 class Status:
     """Where a run stands. Filled by `status_of`; None where a damaged plan hides it."""
 
-    status: str  # done, failed (over the limit), incomplete, running (...), damaged
+    status: str  # done, failed (over the limit, or below a gate), incomplete, running (...), damaged
     run: str
     job: str | None
     output: str
@@ -35,6 +35,7 @@ class Status:
     dead_letters: str  # the folder they are in
     live: bool
     retries: int  # times that dead letters were tried again
+    gates: str = ""  # those that are not kept
     damage: list[str] = field(default_factory=list)
 
 
@@ -71,7 +72,8 @@ def _status_of(ledger: Ledger, live: bool, watch: Callable[[Part], None]) -> Sta
     return Status(
         "damaged" if damage else state, ledger.run, tree.get("job"), ledger.store.root,
         len(plan.shards) if plan else None, total.shards, plan.rows if plan else None, total.rows, total.ok, total.dead,
-        dict(total.codes), ledger.store.path(f"{ledger.control}/dead"), live, ledger.retries, damage,
+        dict(total.codes), ledger.store.path(f"{ledger.control}/dead"), live, ledger.retries,
+        str((manifest or {}).get("gates") or ""), damage,
     )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ Listener = Callable[[Progress], None]
 class RunResult:
     """How a run ended."""
 
-    status: str  # done, failed (over the limit), stopped
+    status: str  # done, failed (over the limit, or below a gate), stopped
     run: str
     output: str
     rows: int
@@ -97,6 +97,7 @@ class RunResult:
     codes: dict[str, int] = field(default_factory=dict)
     message: str = ""
     sinks: list[dict[str, Any]] = field(default_factory=list)  # what each of the job's warehouses was given
+    evaluation: dict[str, Any] = field(default_factory=dict)  # as in evaluation.json; empty where the job asks for none
     resolved: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a backend did otherwise than it would, and why
     replaced: list[str] = field(default_factory=list)  # runs that an overwrite took the place of

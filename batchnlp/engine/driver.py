@@ -21,11 +21,13 @@ from batchnlp.data.store import Store, open_store
 from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unnamed
 from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
 from batchnlp.engine.hooks import observed
+from batchnlp.engine.judge import below, judge_run
 from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, find_repeats, make_plan, prepare
 from batchnlp.engine.results import written
 from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.errors import CorruptError, OutputError
+from batchnlp.evaluate.evaluation import Evaluation, asked
 from batchnlp.job.identity import differences
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import Plan, Resolved, many
@@ -92,6 +94,7 @@ class _Run:
         self.work = Computation(prepared, self.ledger, invocation, listen, began, interrupt, leased=self.diary.leased)
         self.replaced: list[str] = []
         self.warnings: list[str] = []
+        self.judged: Evaluation | None = None
 
     def warn(self, what: str) -> None:
         """Tell it now and in the result."""
@@ -118,7 +121,8 @@ class _Run:
             self.ledger.reopen()
             self.diary.begin()
             self.work.run(plan, resolved, threads, left)
-        if len(self.work.parts) < len(plan.shards):
+        signalled = self.work.interrupt.signal and asked(self.spec.evaluate, self.spec.gates)
+        if len(self.work.parts) < len(plan.shards) or signalled:
             return self._result("stopped", resolved, resumed, self.work.exit_code, self.work.why)
         return self._finish(plan, resolved, resumed)
 
@@ -143,12 +147,15 @@ class _Run:
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
         dead, new = self.work.total.failed, self.work.new.shards
         allowed = self.spec.limits.failed_allowed(plan.rows)
-        success = dead <= allowed
+        if dead <= allowed:
+            self.judged = judge_run(self.spec, self.ledger, self.work.interrupt)
+        gates = below(self.judged)
+        success = dead <= allowed and not gates
         manifest = None
         with suppress(CorruptError):  # which is written anew
             manifest = self.ledger.outcome()
-        if manifest is None or new or manifest["success"] != success:
-            about = {**self.prepared.about, "invocation": self.work.invocation}
+        if manifest is None or new or (manifest["success"], manifest.get("gates", "")) != (success, gates):
+            about = {**self.prepared.about, "invocation": self.work.invocation, "gates": gates}
             self.ledger.finish(self.work.parts, about, success=success)
         self._make_live(success)
         settle(self.store)
@@ -158,7 +165,8 @@ class _Run:
                 messages.append(f"no {SUCCESS} yet: another run here is not complete; batchnlp status tells which")
             result = self._result("done", resolved, resumed, 0, "; ".join(messages))
             return load_all(result, self.spec.sinks, self.work.interrupt)
-        message = f"{many(dead, 'dead letter')}, {allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
+        over = f"{many(dead, 'dead letter')}, {allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
+        message = f"below its gates: {gates}" if gates else over
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
         return self._result("failed", resolved, resumed, 1, message)
@@ -204,5 +212,5 @@ class _Run:
         result = summed_up(self.work, resolved, self.ledger.run, self.store.root)
         return replace(
             result, status=status, resumed=resumed, exit_code=exit_code, message=message, replaced=self.replaced,
-            notes=sorted({*result.notes, *self.warnings}),
+            evaluation=asdict(self.judged) if self.judged else {}, notes=sorted({*result.notes, *self.warnings}),
         )  # fmt: skip

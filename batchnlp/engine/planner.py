@@ -20,6 +20,7 @@ from batchnlp.backends.model_files import resolve_model
 from batchnlp.data.remote import reason
 from batchnlp.data.sources import Source
 from batchnlp.errors import SourceError, SpecError
+from batchnlp.evaluate.evaluation import asked, preflight
 from batchnlp.job.identity import fingerprint, fingerprint_facts, job_name
 from batchnlp.job.spec import RUN_DATE, JobSpec
 from batchnlp.sinks.load import check
@@ -54,7 +55,7 @@ class Prepared:
             "job": job_name(self.spec), "spec": self.spec.model_dump(mode="json"), "version": __version__,
             "model": {
                 "name": self.model.name, "revision": self.model.revision, "weights": self.model.weights,
-                "max_length": self.model.max_length,
+                "max_length": self.model.max_length, "card": self.model.card,
             },
         }  # fmt: skip
 
@@ -76,6 +77,8 @@ def prepare(spec: JobSpec) -> Prepared:
     })  # fmt: skip
     for sink in spec.sinks:
         check(sink, schema.remove_metadata(), spec.output.partition_by)
+    if asked(spec.evaluate, spec.gates):
+        preflight(spec.evaluate, spec.gates, spec.task.kind, schema, spec.source.id or "id")
     return Prepared(spec, model, source, task, facts, print_, schema)
 
 

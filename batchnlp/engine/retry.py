@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
 from batchnlp.backends import device as devices
 from batchnlp.data.again import forget_stale, put_away, worth_trying
@@ -19,10 +20,12 @@ from batchnlp.data.commits import Tally
 from batchnlp.data.ledger import Ledger, open_ledgers, settle
 from batchnlp.data.lock import Lock
 from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
+from batchnlp.engine.judge import below, judge_run
 from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
-from batchnlp.errors import OutputError
+from batchnlp.errors import CorruptError, OutputError
+from batchnlp.evaluate.evaluation import asked
 from batchnlp.job.identity import differences
 from batchnlp.job.load import build_spec
 from batchnlp.job.spec import JobSpec
@@ -97,7 +100,8 @@ class _Retry:
         resumed = len(work.parts)
         if left:
             work.run(plan, resolved, threads, left)
-        done = len(work.parts) == len(again)
+        signalled = self.interrupt.signal and asked(spec.evaluate, spec.gates)
+        done = len(work.parts) == len(again) and not signalled
         result = replace(summed_up(work, resolved, retry.run, store.root), resumed=resumed)
         if not done:
             return replace(result, status="stopped", exit_code=work.exit_code, message=work.why)
@@ -109,15 +113,19 @@ class _Retry:
         parts = ledger.commits()
         total = Tally.of(parts.values())
         allowed = limits.failed_allowed(total.rows)
-        success = total.failed <= allowed
-        ledger.finish(parts, {**prepared.about, "invocation": self.invocation}, success=success)
+        judged = judge_run(prepared.spec, ledger, self.interrupt) if total.failed <= allowed else None
+        gates = below(judged)
+        success = total.failed <= allowed and not gates
+        ledger.finish(parts, {**prepared.about, "invocation": self.invocation, "gates": gates}, success=success)
         put_away(ledger, parts.values())
         settle(ledger.store)
         message = f"{tried - result.dead:,} of {many(tried, 'dead letter')} have results now"
+        result = replace(result, evaluation=asdict(judged) if judged else {}, message=message)
         if success:
-            return load_all(replace(result, message=message), prepared.spec.sinks, self.interrupt)
+            return load_all(result, prepared.spec.sinks, self.interrupt)
         over = f"{many(total.failed, 'dead letter')} are left, {allowed:,} allowed by limits.max_failed {limits.max_failed}"
-        return replace(result, status="failed", exit_code=1, message=f"{message}; {over}")
+        why = f"below its gates: {gates}" if gates else over
+        return replace(result, status="failed", exit_code=1, message=f"{message}; {why}")
 
     def _prepared(self) -> Prepared:
         """The job as it was begun, wherever its output lies by now; it must still be the same one."""
@@ -130,7 +138,12 @@ class _Retry:
         return prepared
 
     def _spec(self) -> JobSpec:
-        tree, ledger = self.ledger.plan_tree() or {}, self.ledger
-        spec = build_spec(tree["spec"], self.settings, where=f"the job of run {ledger.run}")
+        """As the run was judged by last; its plan may be older, and know other limits and gates."""
+        tree, ledger, judged = self.ledger.plan_tree() or {}, self.ledger, None
+        with suppress(CorruptError):
+            judged = ledger.outcome()
+        spec = build_spec(
+            (judged or {}).get("spec") or tree["spec"], self.settings, where=f"the job of run {ledger.run}"
+        )
         output = spec.output.model_copy(update={"path": ledger.store.root})
         return spec.model_copy(update={"output": output, "job": tree["job"]})

@@ -24,7 +24,8 @@ def judge(
         return Verdict("bad", "Damaged", _progress(digest), (*status.damage, *points))
     if digest.state == "failed":
         limit = "more than are allowed" if allowed is None else f"{count(allowed)} allowed"
-        return Verdict("bad", "Failed", f"{_rows(digest)}; {limit} by limits.max_failed.", tuple(points))
+        cause = f"below its gates: {status.gates}" if status.gates else f"{limit} by limits.max_failed"
+        return Verdict("bad", "Failed", f"{_rows(digest)}; {cause}.", tuple(points))
     if digest.state.startswith("running"):
         return Verdict("going", "Running", _progress(digest), tuple(points))
     if digest.state != "done":
