@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -22,6 +22,8 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
 OnLong = Literal["window", "truncate", "fail"]
+OP, REVISION = "op", "revision"  # the columns of a change log: what is to be done, and by which run, counted from 0
+UPSERT, DELETE = "upsert", "delete"
 WIDTHS = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")  # what config.json calls the width of the states
 
 
@@ -61,10 +63,11 @@ class Segment:
     file: int  # index into the source's files
     start: int  # first row, counted in the file from 0
     stop: int  # one past the last row
-    rows: int  # rows that pass the filter; stop - start without one
+    rows: int  # rows that pass the filter and are selected; stop - start without either
     offset: int = 0  # first byte, for line formats; in decompressed bytes
     length: int = 0  # bytes of the run, for line formats
     line: int = 0  # number of the first line, from 0, for line formats
+    selected: str = ""  # which of the rows that pass the filter are worked on (data/sources/selection); "" is all
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ class Shard:
 
     @property
     def rows(self) -> int:
-        """Rows that pass the filter: what the row contract counts as rows in."""
+        """Rows that pass the filter and are selected: what the row contract counts as rows in."""
         return sum(segment.rows for segment in self.segments)
 
 
@@ -119,6 +122,16 @@ class Docs:
         """The text of a document; of a conversation its JSON."""
         value = self.text[doc].as_py()
         return value if value is None or isinstance(value, str) else json.dumps(value)
+
+    def take(self, index: Int64) -> Docs:
+        """The rows `index`, in its order."""
+        where, at = pa.array(index), {int(doc): i for i, doc in enumerate(index)}
+        return Docs(
+            self.ids.take(where), self.text.take(where), self.keep.take(where), self.columns.take(where),
+            self.file[index], self.row[index],
+            tuple(replace(failure, doc=at[failure.doc]) for failure in self.failures if failure.doc in at),
+            lambda doc: self.line(int(index[doc])),
+        )  # fmt: skip
 
     @classmethod
     def of(cls, texts: pa.Array, columns: pa.Table | None = None) -> Docs:
@@ -278,7 +291,7 @@ class PartFile:
     rows: int
     size: int
     sha256: str
-    kind: Literal["rows", "dead", "order"] = "rows"  # order: which file each row of a partitioned part went to
+    kind: Literal["rows", "dead", "order", "delete"] = "rows"  # order: which file each row of a partitioned part went to
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +310,7 @@ class Part:
     seconds: dict[str, float]  # encode, forward, write
     codes: dict[str, int] = field(default_factory=dict)  # dead letters by code
     note: str = ""  # what the backend did otherwise than it would, and why
+    cached: int = 0  # rows whose results came from the cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from batchnlp.cli.show import duration, message, print_json, print_table, size
+from batchnlp.cli.show import duration, message, print_json, print_table, reasons_of, size
 from batchnlp.data import collect as collecting
 from batchnlp.data.ledger import Ledger, fingerprints, open_ledgers, sums
 from batchnlp.data.lock import running
@@ -22,12 +22,14 @@ Found = TypeVar("Found")
 NAMED = 3  # damaged files that status names
 
 
-def show_plan(spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False) -> None:
+def show_plan(
+    spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False, explain: bool = False
+) -> None:  # fmt: skip
     """Estimates of a job."""
     from batchnlp.engine.estimate import Estimate, estimate
     from batchnlp.engine.planner import prepare
 
-    found: Estimate = estimate(prepare(spec), full=full, probe=probe)
+    found: Estimate = estimate(prepare(spec), full=full, probe=probe, explain=explain)
     if as_json:
         print_json(asdict(found))
         return
@@ -44,6 +46,7 @@ def show_plan(spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool =
             [("done already", f"{many(found.rows_done, 'row')} in {many(found.committed, 'shard')}")]
             * bool(found.committed)
         ),
+        *((reason.replace("_", " "), many(n, "row")) for reason, n in reasons_of(found.changes or {})),
         ("sample", f"{many(found.sampled, 'document')}; the figures below stand on them"),
         ("tokens", f"about {found.tokens:,} in all; longest {found.longest:,}, the model takes {found.max_length:,}"),
         ("over the limit", f"about {many(found.over_limit, 'document')}"),

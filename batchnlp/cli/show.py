@@ -107,10 +107,14 @@ class LiveLine:
 def print_summary(r: RunResult) -> None:
     """How the run went, on stderr."""
     s = r.seconds
-    total = f"{many(r.rows, 'row')} = {many(r.rows - r.dead, 'result')} + {many(r.dead, 'dead letter')}"
+    total = f"{many(r.rows, 'row')} = {many(r.rows - r.dead - r.reused, 'result')} + {many(r.dead, 'dead letter')}"
+    if r.changes:
+        total += f" + {r.reused:,} that stand; {r.deleted:,} deleted"
     lines = [f"{r.status}: {total} in {r.output}"]
     if r.message:
         lines.append(r.message)
+    if r.changes:
+        lines.append("changes: " + ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in reasons_of(r.changes)))
     if r.codes:
         lines.append("dead letters: " + ", ".join(f"{code} {n:,}" for code, n in sorted(r.codes.items())))
     if r.shards:
@@ -124,12 +128,19 @@ def print_summary(r: RunResult) -> None:
         ]  # fmt: skip
     lines += r.notes
     lines += [sink_line(sink) for sink in r.sinks]
+    if r.cached:
+        lines.append(f"from the cache: {many(r.cached, 'row')}")
     if r.resumed:
         lines.append(f"shards: {r.resumed:,} done before, {r.shards:,} now")
     if r.replaced:
         lines.append(f"replaced: {', '.join(f'run {run}' for run in r.replaced)}")
     for line in lines:
         message(line)
+
+
+def reasons_of(changes: Mapping[str, int]) -> list[tuple[str, int]]:
+    """What has become of the rows of a corpus, without their sum."""
+    return [(reason, n) for reason, n in changes.items() if reason != "rows"]
 
 
 def sink_line(sink: Mapping[str, Any]) -> str:
@@ -139,7 +150,8 @@ def sink_line(sink: Mapping[str, Any]) -> str:
         return f"{name}: not loaded: {sink['message']}"
     if sink["status"] == "held":
         return f"{name}: holds these results already"
-    return f"{name}: {sink['rows']:,} rows loaded in {duration(sink['seconds'])}"
+    deleted = f", {sink['deleted']:,} deleted" if sink.get("deleted") else ""
+    return f"{name}: {sink['rows']:,} rows loaded{deleted} in {duration(sink['seconds'])}"
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -34,6 +34,7 @@ class Tally:
     dead: int = 0
     tokens: int = 0
     executed: int = 0
+    cached: int = 0
     forward: float = 0.0  # seconds
     codes: Counter[str] = field(default_factory=Counter)
     notes: set[str] = field(default_factory=set)  # what the backends had to say, each once
@@ -54,6 +55,7 @@ class Tally:
         self.dead += part.dead
         self.tokens += part.tokens
         self.executed += part.executed
+        self.cached += part.cached
         self.forward += part.seconds.get("forward", 0.0)
         self.codes.update(part.codes)
         self.notes.add(part.note)

@@ -6,7 +6,9 @@
                                /commits/<shard>.json         created exclusively: this makes an attempt count
                                /segments/<first>.jsonl       whole ranges of commits, compacted when a run is resumed
                                /dead/, /order/               dead letters, row order of partitioned parts
+                               /gone.parquet, /deletes.json  of an incremental run: ids that are no more; the file that says so
                                /manifest.json                the sums, all files with size and checksum
+    OUT/_batchnlp/state/<recipe8>/                  what incremental runs know of the rows of their corpus
     OUT/part-<shard>-<fp8>.parquet                  published: links to the committed files
     OUT/_SUCCESS                                    last
 
@@ -237,12 +239,27 @@ class Ledger:
                 self.publish(part)
                 total.add(part)
                 manifest.add({**asdict(file), "shard": part.shard} for file in part.files)
+            manifest.add({**asdict(file), "shard": None} for file in self.deletes())
             if not success and self.fingerprint in live(self.store):
                 self.store.remove(SUCCESS)  # before the manifest says otherwise
             sums_ = total.sums()
             manifest.close({"run": self.run, "fingerprint": self.fingerprint, **about, **sums_, "success": success})
         self.store.remove(f"{self.control}/staging")
         self.store.remove(f"{self.control}/spool")
+
+    def set_deletes(self, file: PartFile | None) -> None:
+        """The published file of an incremental run with the ids that have no result any more; None where all have."""
+        if file is None:
+            self.store.remove(f"{self.control}/deletes.json")
+        else:
+            self.store.replace(f"{self.control}/deletes.json", to_json(asdict(file)))
+
+    def deletes(self) -> list[PartFile]:
+        """That file, where there is one."""
+        name = f"{self.control}/deletes.json"
+        tree = _read_tree(self.store, name, hint := "remove it and manifest.json beside it, and run the job again")
+        with _damaged(self.store.path(name), hint):
+            return [PartFile(**tree)] if tree else []
 
     def reopen(self) -> None:
         """A run of which something is computed again is not complete, whatever it was before."""

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchnlp.data.store import LocalStore, explain_full, fsync, sha256_file, to_json
-from batchnlp.types import Docs, Failure, InputFile, Part, PartFile
+from batchnlp.types import OP, Docs, Failure, InputFile, Part, PartFile
 
 ROW_GROUP = 120_000
 LONGEST_NAME = 180  # bytes of a quoted partition value; file systems take 255 for key=value
@@ -73,6 +73,19 @@ def dead_table(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFil
             "attempts": f.attempts, "text_sha256": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
         })  # fmt: skip
     return pa.Table.from_pylist(rows, DEAD_SCHEMA)
+
+
+def is_log(schema: pa.Schema) -> bool:
+    """Whether results are a log of changes, whose last columns say which run changes a row, and how."""
+    return bool(schema.names[-1:] == [OP])
+
+
+def log_columns(schema: pa.Schema, rows: int, op: str) -> list[pa.Array]:
+    """The last columns of a log of changes; none of other results."""
+    if not is_log(schema):
+        return []
+    revision = int((schema.metadata or {}).get(b"batchnlp.revision", b"0"))
+    return [pa.repeat(pa.scalar(revision, pa.int32()), rows), pa.repeat(op, rows)]
 
 
 def write_parquet(table: pa.Table, path: str) -> None:
@@ -162,5 +175,6 @@ def _quote(value: str | None) -> str:
 
 def part_from_json(tree: dict[str, Any]) -> Part:
     """The Part in a `part.json` or a commit."""
-    fields = {name: tree[name] for name in Part.__dataclass_fields__ if name != "note"}
-    return Part(**{**fields, "note": tree.get("note", ""), "files": tuple(PartFile(**f) for f in tree["files"])})
+    later = "note", "cached"  # than the first outputs
+    fields = {name: tree[name] for name in Part.__dataclass_fields__ if name not in later or name in tree}
+    return Part(**{**fields, "files": tuple(PartFile(**f) for f in tree["files"])})

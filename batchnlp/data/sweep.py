@@ -52,10 +52,11 @@ def sweep_unnamed(ledger: Ledger) -> None:
 
     What is listed before the commits are read was committed before it was published, or never.
     """
-    mine = re.compile(rf"part-\d+-{ledger.run}\.parquet")
+    mine = re.compile(rf"part-(\d+|delete)-{ledger.run}\.parquet")
     listed = [os.path.join(folder, name) for folder, names in _folders(ledger.store) for name in names]
     found = [name for name in listed if mine.fullmatch(os.path.basename(name))]
     named = {file.name for part in ledger.commits().values() for file in part.files} if found else set()
+    named |= {file.name for file in ledger.deletes()}
     for name in set(found) - named:
         ledger.store.remove(name)
         _remove_empty(ledger.store, os.path.dirname(name))

@@ -13,15 +13,18 @@ from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
+from batchnlp.data.changes import Changes
 from batchnlp.data.commits import Commits, Tally
 from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unnamed
+from batchnlp.engine import incremental
 from batchnlp.engine.planner import Prepared, make_plan, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.engine.worker import WorkerSetup
@@ -99,6 +102,10 @@ class RunResult:
     resolved: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a backend did otherwise than it would, and why
     replaced: list[str] = field(default_factory=list)  # runs that an overwrite took the place of
+    reused: int = 0  # of an incremental run: rows whose results stand; rows = results + dead + reused
+    deleted: int = 0  # ids that have no result any more
+    changes: dict[str, int] = field(default_factory=dict)  # all rows by reason
+    cached: int = 0  # rows of this invocation whose results came from the cache
 
 
 Listener = Callable[[Progress], None]
@@ -113,9 +120,12 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
         interrupt.check()
         store = LocalStore(spec.output.path)
         refuse_other_runs(prepared, store)
+        prepared = incremental.on_base(prepared, store)
         lock = Lock(store, invocation := uuid.uuid4().hex[:12])
         try:
             lock.acquire()
+            refuse_other_runs(prepared, store)  # again: before the lock was ours, another job may have come
+            prepared = incremental.on_base(prepared, store)
             return _Run(prepared, store, invocation, listen, began, interrupt).run()
         finally:
             interrupt.defer()
@@ -124,6 +134,8 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
 
 def refuse_other_runs(prepared: Prepared, store: LocalStore) -> None:
     """With `mode: new`, results of another fingerprint in the same place are an error that says what changed."""
+    if prepared.spec.output.mode == "incremental":
+        return incremental.refuse_others(prepared, store)
     standing = live(store)
     others = [f for f in standing if f != prepared.fingerprint and Ledger(store, f).begun()]
     if not others or prepared.fingerprint in standing or prepared.spec.output.mode != "new":
@@ -154,15 +166,15 @@ class _Run:
         self.ledger = Ledger(store, prepared.fingerprint)
         self.parts = Commits(self.ledger.committed)
         self.total, self.new = Tally(), Tally()  # of all invocations, of this one
-        self.before: dict[str, Any] = {}  # the sums of what earlier invocations did
+        self.before: dict[str, Any] = Tally().sums()  # the sums of what earlier invocations did
         self.rows = 0  # in the plan
         self.counters: dict[str, float] = {}
         self.first = self.last = self.asked = began
         self.replicas = 1
         self.replaced: list[str] = []
+        self.incremental = self.spec.output.mode == "incremental"
 
     def run(self) -> RunResult:
-        refuse_other_runs(self.prepared, self.store)  # again: before the lock was ours, another job may have come
         sweep_dropped(self.store)
         sweep_temporary(self.store)
         plan, resolved, threads = self._plan()
@@ -187,13 +199,24 @@ class _Run:
         if self.ledger.plan_tree() is None:
             resolved = devices.resolve(self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
             replicas, _ = devices.share(hardware, resolved.device, self.spec.engine.replicas)
-            plan = make_plan(self.prepared, replicas)
+            plan, about = self._new_plan(replicas)
             sweep_unnamed(self.ledger)
-            self.ledger.create_plan(plan, self.prepared.facts, resolved, self.prepared.about)
+            self.ledger.create_plan(plan, self.prepared.facts, resolved, {**self.prepared.about, **about})
         plan, stored = self.ledger.plan()
         resolved = devices.resume(stored, self.spec.engine, self.prepared.model, hardware, self.prepared.task.needs)
         self.replicas, threads = devices.share(hardware, resolved.device, self.spec.engine.replicas)
         return plan, resolved, threads
+
+    def _new_plan(self, replicas: int) -> tuple[Plan, dict[str, Any]]:
+        if not self.incremental:
+            return make_plan(self.prepared, replicas), {}
+        self._spool()
+        tell = partial(self._tell_of, "comparing")
+        plan, changes = incremental.plan_changes(self.prepared, self.store, replicas, keep=True, tell=tell)
+        return plan, {"changes": asdict(changes)}
+
+    def _tell_of(self, doing: str, rows: int, total: int) -> None:
+        self.listen(self._progress(f"{doing} {rows:,} of {many(total, 'row')}"))
 
     def _compute(self, plan: Plan, resolved: Resolved, threads: int, left: list[Any]) -> None:
         try:
@@ -281,12 +304,16 @@ class _Run:
         manifest = None
         with suppress(CorruptError):  # which is written anew
             manifest = self.ledger.outcome()
-        if manifest is None or self.new.shards or manifest["success"] != success:
+        if made := manifest is None or self.new.shards > 0 or manifest["success"] != success:
+            if self.incremental:
+                incremental.write_deletes(self.prepared, self.ledger, plan)
             self.ledger.finish(self.parts, {**self.prepared.about, "invocation": self.invocation}, success=success)
         self._make_live(success)
         settle(self.store)
+        if success and self.incremental:
+            incremental.sweep_states(self.ledger, plan)
         if success:
-            messages = [] if self.new.shards else ["all is done already" if plan.shards else "the corpus has no rows"]
+            messages = [] if self.new.shards else [self._nothing(plan, made)]
             if self.store.read(SUCCESS) is None:
                 messages.append(f"no {SUCCESS} yet: another run here is not complete; batchnlp status tells which")
             sinks = self._load_all()
@@ -296,6 +323,12 @@ class _Run:
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
         return self._result("failed", plan, resolved, resumed, 1, message)
+
+    def _nothing(self, plan: Plan, made: bool) -> str:
+        """Why nothing was computed."""
+        if self.incremental and made:
+            return "nothing had to be computed"
+        return "all is done already" if plan.shards or self.incremental else "the corpus has no rows"
 
     def _load_all(self) -> list[dict[str, Any]]:
         """Give the warehouses the results; a load that is under way is finished before a signal counts."""
@@ -334,17 +367,22 @@ class _Run:
             drop(Ledger(self.store, other))
 
     def _make_live(self, success: bool) -> None:
-        """append: beside what is there; overwrite: in its place, and only then are the old parts removed."""
+        """append: beside what is there; incremental: after the good runs; overwrite: in the place of all, and only then are
+        the old parts removed."""
         mine, now = self.prepared.fingerprint, live(self.store)
         if self.spec.output.mode == "append" and mine not in now:
             if not success:
                 self.store.remove(SUCCESS)  # before it would speak for this run too
             set_live(self.store, [*now, mine])
-        elif self.spec.output.mode == "overwrite" and success:  # a failed run replaces nothing
+        elif self.spec.output.mode in ("overwrite", "incremental") and success:  # a failed run replaces nothing
             self.replaced = [other[:8] for other in self._replaced()]
-            set_live(self.store, [mine])
-            for other in {*now, *fingerprints(self.store)} - {mine}:  # also those that a crash here once left over
+            stays = incremental.chain(self.ledger) if self.incremental else [mine]
+            if stays != now:
+                set_live(self.store, stays)
+            for other in {*now, *fingerprints(self.store)} - {*stays}:  # also those that a crash here once left over
                 drop(Ledger(self.store, other))
+            if not self.incremental:
+                self.store.remove(incremental.STATE)
 
     def _replaced(self) -> list[str]:
         """The live runs whose place an overwrite takes."""
@@ -364,8 +402,11 @@ class _Run:
         total, now, c = self.total.sums(), self.new.sums(), self.counters
         wall = max(self.last - self.first, 1e-9)
         busy = self.new.forward
+        changes = incremental.changes_of(self.ledger) if self.incremental else Changes()
         return RunResult(
-            status=status, run=self.ledger.run, output=self.store.root, rows=total["rows"], dead=total["dead"],
+            status=status, run=self.ledger.run, output=self.store.root, rows=total["rows"] + changes.unchanged,
+            dead=total["dead"], reused=changes.unchanged, deleted=sum(file.rows for file in self.ledger.deletes()),
+            changes=asdict(changes) if self.incremental else {}, cached=self.new.cached,
             exit_code=exit_code, resumed=resumed, shards=self.new.shards,
             docs_per_second=round(now["rows"] / wall, 2), tokens_per_second=round(now["tokens"] / wall, 1),
             padding=round(1 - now["tokens"] / now["executed"], 4) if now["executed"] else 0.0,

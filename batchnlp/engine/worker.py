@@ -24,13 +24,14 @@ import numpy as np
 import pyarrow as pa
 
 from batchnlp import registry
-from batchnlp.data.parts import PartWriter, dead_table, ids_hash
+from batchnlp.data.parts import PartWriter, dead_table, ids_hash, log_columns
 from batchnlp.data.sources import Source
 from batchnlp.data.store import LocalStore
 from batchnlp.errors import CorruptError
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import answers
-from batchnlp.types import Docs, Encoded, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Shard
+from batchnlp.tasks.cached import cached_rows, with_cache
+from batchnlp.types import UPSERT, Docs, Encoded, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Shard
 
 Lease = Callable[[], Shard | None]
 
@@ -131,7 +132,7 @@ class Worker:
         self._schema = setup.plan.schema
         self._files = setup.plan.files
         spec = setup.spec
-        self._task = task = registry.task(setup.model, spec.task)
+        self._task = task = with_cache(registry.task(setup.model, spec.task), spec, setup.model, setup.resolved)
         self._source = Source(
             spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
         )
@@ -199,7 +200,7 @@ class Worker:
             began = perf_counter()
             table, dead = self._results(item)
             measured = {"tokens": item.tokens, "executed": item.executed, "seconds": item.seconds}
-            measured["note"] = self._backend.note
+            measured |= {"note": self._backend.note, "cached": cached_rows(item.encoded)}
             item.seconds["write"] = perf_counter() - began
             part = self._writer.write(item.shard.index, uuid.uuid4().hex[:12], table, dead, measured)
             if part.ids_hash != f"{ids_hash(item.docs.ids):016x}":
@@ -215,7 +216,8 @@ class Worker:
         found, failures = answers(self._task, item.encoded, item.raw, item.docs.failures)
         alive = np.ones(len(item.docs), bool)
         alive[[failure.doc for failure in failures]] = False
-        table = pa.table([item.docs.ids, *item.docs.keep.columns, *found.columns], names=self._schema.names)
+        log = log_columns(self._schema, len(item.docs), UPSERT)
+        table = pa.table([item.docs.ids, *item.docs.keep.columns, *found.columns, *log], names=self._schema.names)
         table = (table if alive.all() else table.filter(pa.array(alive))).cast(self._schema.remove_metadata())
         return table.replace_schema_metadata(self._schema.metadata), dead_table(item.docs, failures, self._files)
 

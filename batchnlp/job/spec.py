@@ -272,8 +272,10 @@ class OutputSpec(Section):
 
     path: str = Field(description="A directory of this job's own.")
     partition_by: Names = Field(default_factory=list, description="Kept columns that become key=value directories.")
-    mode: Literal["new", "append", "overwrite"] = Field(
-        "new", description="Another job's results in the same place: refuse, add to them, or replace them when done."
+    mode: Literal["new", "append", "overwrite", "incremental"] = Field(
+        "new",
+        description="Another job's results in the same place: refuse, add to them, or replace them when done. incremental: "
+        "a log of changes, of which each run computes what is new or changed since the last good one.",
     )
 
     @field_validator("path")
@@ -283,6 +285,22 @@ class OutputSpec(Section):
             raise ValueError("output.path is empty; name a directory")
         if "://" in value:
             raise ValueError(f"output.path: {value} is a URI, and results can only be written to local paths for now")
+        return os.path.expanduser(value)
+
+
+class CacheSpec(Section):
+    """A directory of results by content, which any jobs may share."""
+
+    path: str = Field(min_length=1, description="A local directory.")
+    max_bytes: int = Field(
+        10_000_000_000, ge=1, description="What it may hold; results that were used longest ago go first."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _check(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(f"cache.path: {value} is a URI; a cache is a local directory")
         return os.path.expanduser(value)
 
 
@@ -317,6 +335,9 @@ class JobSpec(Section):
     sinks: Annotated[list[SinkSpec], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)] = Field(
         default_factory=list, description="Warehouses that get the results after the run."
     )
+    cache: Annotated[CacheSpec | None, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)] = Field(
+        None, description="Where results are kept for this and other jobs: the same text, model and parameters once."
+    )
     limits: LimitsSpec = Field(default_factory=LimitsSpec)
 
     @model_validator(mode="after")
@@ -324,4 +345,6 @@ class JobSpec(Section):
         missing = [name for name in self.output.partition_by if name not in self.source.keep]
         if missing:
             raise ValueError(f"output.partition_by names {missing[0]!r}, which source.keep does not; add it there")
+        if self.output.mode == "incremental" and self.source.id is None:
+            raise ValueError("source.id is needed for output.mode=incremental: rows are known again by it")
         return self

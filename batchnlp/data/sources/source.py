@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Iterator
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 
-from batchnlp.data.sources import filters, partitions
+from batchnlp.data.sources import filters, partitions, selection
 from batchnlp.data.sources.base import Limits, Reader, Rows, Run
 from batchnlp.data.sources.docs import Piece, documents
 from batchnlp.data.sources.formats import READERS
@@ -143,7 +144,16 @@ class Source:
         file = self.files[segment.file]
         self._store.check(file)
         rows = self._rows(segment, self._wanted)
-        return Piece(segment.file, file, segment.start, rows, self._chosen(rows))
+        chosen = self._chosen(rows)
+        if segment.selected:
+            at = selection.positions(segment.selected)
+            chosen = at if chosen is None else chosen[at]
+        table = rows.table.select(self.schema.names)
+        if chosen is None:
+            chosen = np.arange(table.num_rows)
+        else:
+            table = table.take(chosen)  # at once: of many segments only these rows are held together
+        return Piece(segment.file, file, segment.start, Rows(table, rows.bad, rows.line), chosen)
 
     def _rows(self, segment: Segment, schema: pa.Schema) -> Rows:
         file = self.files[segment.file]
