@@ -291,7 +291,7 @@ class PartFile:
     rows: int
     size: int
     sha256: str
-    kind: Literal["rows", "dead", "order", "delete"] = "rows"  # order: which file each row of a partitioned part went to
+    kind: Literal["rows", "dead", "order", "delete"] = "rows"  # order: the file of each row
 
 
 @dataclass(frozen=True, slots=True)

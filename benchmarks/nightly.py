@@ -28,8 +28,7 @@ from unittest import mock
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))  # nights, warehouses and a PostgreSQL server of the tests
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # nights, warehouses and a PostgreSQL server of the tests
 
 from nightly import Nightly, same
 from postgres_server import binaries, server
@@ -39,6 +38,7 @@ from batchnlp.engine import driver
 from batchnlp.engine.driver import RunResult
 from batchnlp.sinks.load import load
 
+HERE = Path(__file__).parent
 ADDED, CHANGED, REMOVED = 100, 50, 20
 LABELS = ["games", "science", "web", "graphics", "sound", "development", "documentation", "network"]
 

@@ -62,10 +62,8 @@ class Nightly:
         return {row["id"]: row for table in tables(str(out)) for row in table.to_pylist()}
 
     def log(self) -> list[Row]:
-        """All rows of the log, by revision."""
-        files = [path for path in sorted(self.out.glob("**/part-*.parquet")) if "_batchnlp" not in path.parts]
-        rows = [row for path in files for row in pq.read_table(path, partitioning=None).to_pylist()]
-        return sorted(rows, key=lambda row: (row["revision"], row["op"]))
+        """All rows of the log, as it is collected."""
+        return [row for table in tables(str(self.out)) for row in table.to_pylist()]
 
     def view(self) -> dict[str, Row]:
         """What the log comes to, by id."""
@@ -85,7 +83,6 @@ def same(one: Mapping[str, Row], other: Mapping[str, Row]) -> bool:
         return False
     pairs = ((one[name], other[name]) for name in one)
     return all(
-        a.keys() == b.keys()
-        and all(abs(a[k] - b[k]) < 1e-5 if isinstance(a[k], float) else a[k] == b[k] for k in a)
+        a.keys() == b.keys() and all(abs(a[k] - b[k]) < 1e-5 if isinstance(a[k], float) else a[k] == b[k] for k in a)
         for a, b in pairs
     )

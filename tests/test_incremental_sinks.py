@@ -108,7 +108,9 @@ def test_entries_of_an_unnested_column_follow(tmp_path: Path, warehouse: Warehou
     write_output(out, words(topics(1, 2, "y")), "b", deletes=["doc-2", "doc-5"], shards=1)
     assert load(str(out), spec_of(warehouse)).deleted == 2
     rows, entries = all_rows(warehouse)
-    assert [(row["id"], row["label"]) for row in rows] == [(f"doc-{i}", "y" if i == 1 else "x") for i in (0, 1, 3, 4, 6, 7, 8)]
+    assert [(row["id"], row["label"]) for row in rows] == [
+        (f"doc-{i}", "y" if i == 1 else "x") for i in (0, 1, 3, 4, 6, 7, 8)
+    ]
     assert sorted({row["id"] for row in entries}) == ["doc-4", "doc-7", "doc-8"], "of doc-1 there is none any more"
     write_output(out, words(topics(0, 0)), "c", deletes=["doc-8"], shards=1)
     load(str(out), spec_of(warehouse))

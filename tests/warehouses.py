@@ -40,7 +40,7 @@ def write_output(
     plan = Plan(
         print_, FILES, tuple(Shard(i, (Segment(0, 0, len(cut), len(cut)),)) for i, cut in enumerate(cuts)), table.schema
     )
-    facts = {"source": {"id": None}, "partition_by": list(partition_by)}
+    facts = {"source": {"id": None if deletes is None else "id"}, "partition_by": list(partition_by)}
     ledger.create_plan(plan, facts, RESOLVED, {"job": job})
     set_live(store, [*live(store), print_])
     writer = PartWriter(store, print_, partition_by)
@@ -49,10 +49,10 @@ def write_output(
         part = writer.write(shard.index, "one", cut, DEAD_SCHEMA.empty_table(), measured)
         assert ledger.commit(part, shard, "invocation")
     if deletes:
-        name, gone = f"part-delete-{run * 8}.parquet", table.schema.empty_table().to_pydict()
-        gone |= {"id": list(deletes), "op": ["delete"] * len(deletes), "revision": [len(live(store)) - 1] * len(deletes)}
-        rows = [gone[field.name] or pa.nulls(len(deletes), field.type) for field in table.schema]
-        pq.write_table(pa.table(rows, schema=table.schema), root / name)
+        name = f"part-delete-{run * 8}.parquet"
+        columns = [deletes, *(pa.nulls(len(deletes), field.type) for field in list(table.schema)[1:-2])]
+        gone = logged(pa.table(columns, names=table.schema.names[:-2]), len(live(store)) - 1, "delete")
+        pq.write_table(gone.cast(table.schema), root / name)
         file = PartFile(name, len(deletes), (root / name).stat().st_size, sha256_file(str(root / name)), "delete")
         ledger.set_deletes(file)
     ledger.finish(ledger.commits(), {"job": job}, success=True)

@@ -113,7 +113,9 @@ set_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key of the job, as engine.dtype=float32."
 )
 mode_option = click.option(
-    "--mode", type=click.Choice(["new", "append", "overwrite", "incremental"]), help="What to do with another job's results in OUT."
+    "--mode",
+    type=click.Choice(["new", "append", "overwrite", "incremental"]),
+    help="What to do with another job's results in OUT.",
 )
 
 

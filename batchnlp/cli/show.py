@@ -114,7 +114,8 @@ def print_summary(r: RunResult) -> None:
     if r.message:
         lines.append(r.message)
     if r.changes:
-        lines.append("changes: " + ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in reasons_of(r.changes)))
+        told = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in reasons_of(r.changes))
+        lines.append(f"changes: {told}")
     if r.codes:
         lines.append("dead letters: " + ", ".join(f"{code} {n:,}" for code, n in sorted(r.codes.items())))
     if r.shards:

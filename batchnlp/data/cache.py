@@ -48,7 +48,9 @@ class ResultCache:
             os.makedirs(self._folder, exist_ok=True)
             self._names, self._keys, self._block, self._row = self._index()
         except OSError as error:
-            raise SpecError(f"cache.path: {self._folder} cannot be used: {error.strerror}", "name another directory") from None
+            raise SpecError(
+                f"cache.path: {self._folder} cannot be used: {error.strerror}", "name another directory"
+            ) from None
 
     def find(self, keys: pa.Array) -> tuple[Int64, pa.Table]:
         """(which of the keys are known, their results, one a row). `keys` are binary of 16 bytes."""

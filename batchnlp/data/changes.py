@@ -1,7 +1,7 @@
 """What has changed in a corpus since a run before: a hash-partitioned join, of which memory holds one partition.
 
-    every row of the corpus → Spill: files by the first bits of the key → a partition after the other, beside the same
-    partition of the rows that are known → a reason for each row, a bit for those to compute; those that are gone
+every row of the corpus → Spill: files by the first bits of the key → a partition after the other, beside the same
+partition of the rows that are known → a reason for each row, a bit for those to compute; those that are gone
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -86,7 +87,7 @@ class Spill:
         cuts = np.searchsorted(rows["key"].to_numpy(), np.array(self._borders(), np.uint64))
         ends = [0, *cuts.tolist(), len(rows)]
         with explain_full(self._folder):
-            for partition, (start, stop) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
+            for partition, (start, stop) in enumerate(pairwise(ends)):
                 if stop > start:
                     self._append(partition, rows.slice(start, stop - start))
 
@@ -134,21 +135,27 @@ class Before:
         return self.failed["id"].slice(int(first), stop - int(first)).combine_chunks()
 
 
-def compare(
-    corpus: Spill, before: Before | None, found: Changes, select: Callable[[Int64], None],
-    keep: Callable[[pa.Table], None], gone: Callable[[pa.Array], None],
-) -> None:  # fmt: skip
-    """Count every row of the corpus into `found`, select those to compute by their `at`, and tell the ids that are gone.
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Where a comparison puts what outlives it."""
 
-    `keep` gets all rows in the order of their keys: what the next run will know. Rows of the corpus that have no id are
-    not in `corpus`. SourceError where two rows have the same id.
+    rows: Callable[[pa.Table], None] = lambda rows: None  # all of the corpus, in the order of their keys
+    gone: Callable[[pa.Array], None] = lambda ids: None  # ids that are known, and not in the corpus
+
+
+def compare(
+    corpus: Spill, before: Before | None, found: Changes, select: Callable[[Int64], None], record: Record
+) -> None:  # fmt: skip
+    """Count every row of the corpus into `found`, and select those to compute by their `at`.
+
+    Rows that have no id are not in `corpus`. SourceError where two rows have the same id.
     """
     start = 0
     for rows, bound in corpus.partitions():
         known = before.rows.below(bound) if before is not None else None
         if rows is not None:
             _check_unique(rows)
-            keep(rows)
+            record.rows(rows)
             reasons = _reasons(rows, known, before, start, bound)
             for reason in ("new", "changed", "previously_failed", "model_changed", "unchanged"):
                 setattr(found, reason, getattr(found, reason) + int((reasons == reason).sum()))
@@ -158,7 +165,7 @@ def compare(
             if rows is not None:
                 ids = ids.filter(pc.invert(pc.is_in(ids, value_set=rows["id"].combine_chunks())))
             found.deleted += len(ids)
-            gone(ids)
+            record.gone(ids)
         start = bound or 0
 
 
@@ -182,6 +189,11 @@ def _reasons(
     there = np.asarray(at.is_valid())
     same = pc.equal(known["content"].combine_chunks().take(at), rows["content"].combine_chunks())
     failed = pc.is_in(ids.cast(pa.large_string()), value_set=before.failed_below(start, bound))
-    conditions = [~there, ~np.asarray(same.fill_null(False)), np.asarray(failed), np.full(len(rows), not before.same_recipe)]
+    conditions = [
+        ~there,
+        ~np.asarray(same.fill_null(False)),
+        np.asarray(failed),
+        np.full(len(rows), not before.same_recipe),
+    ]
     reasons = ["new", "changed", "previously_failed", "model_changed"]
     return np.select(conditions, reasons, "unchanged")

@@ -50,8 +50,18 @@ def read_dead(ledger: Ledger, part: Part) -> pa.Table | None:
     return next((_read(ledger, part, f) for f in part.files if f.kind == "dead"), None)
 
 
+def read_deletes(ledger: Ledger) -> Iterator[pa.Table]:
+    """Of a log of changes the rows that a run takes away; they come before those that it brings."""
+    hint = f"remove {ledger.store.path(ledger.control)}/manifest.json and run the job again; it is written anew"
+    return (_whole(ledger, file, hint) for file in ledger.deletes())
+
+
 def _read(ledger: Ledger, part: Part, file: PartFile) -> pa.Table:
-    path, hint = ledger.store.path(file.name), ledger.redo_hint(part.shard)
+    return _whole(ledger, file, ledger.redo_hint(part.shard))
+
+
+def _whole(ledger: Ledger, file: PartFile, hint: str) -> pa.Table:
+    path = ledger.store.path(file.name)
     if damage := ledger.damage(file):
         raise CorruptError(f"{path} {damage}", hint)
     try:
@@ -68,6 +78,8 @@ def tables(root: str, read: Callable[[Ledger, Part], pa.Table | None] = read_par
     """The results (or what else `read` finds in a shard) of all live runs of an output, in input order, a shard at a
     time."""
     for ledger in open_ledgers(root):
+        if read is read_part:
+            yield from read_deletes(ledger)
         commits = ledger.commits()
         for index in sorted(commits):
             table = read(ledger, commits[index])

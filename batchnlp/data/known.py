@@ -26,7 +26,6 @@ from batchnlp.types import Docs
 
 CONTENT = 16  # bytes
 BATCH = 32_768  # rows read at a time
-GROUP = 262_144  # rows of a row group: what a look for a few of them decodes
 
 
 def known_schema(id_type: pa.DataType) -> pa.Schema:

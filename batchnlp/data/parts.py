@@ -150,7 +150,7 @@ def staging_folder(control: str, shard: int, attempt: str) -> str:
 
 
 def partition_folders(table: pa.Table, keys: list[str]) -> list[str]:
-    """`key=value/key=value` of each row; values are quoted, so that none can leave the output."""
+    """`key=value/key=value` of each row, nothing without keys; values are quoted, so that none can leave the output."""
     parts = []
     for key in keys:
         values = pc.dictionary_encode(table[key].cast(pa.string()), null_encoding="encode").combine_chunks()

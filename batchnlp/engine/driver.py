@@ -27,12 +27,11 @@ from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unna
 from batchnlp.engine import incremental
 from batchnlp.engine.planner import Prepared, make_plan, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
+from batchnlp.engine.warehouses import load_all, unloaded
 from batchnlp.engine.worker import WorkerSetup
-from batchnlp.errors import BatchnlpError, CorruptError, Interrupted, OutputError, StoppedError
+from batchnlp.errors import CorruptError, Interrupted, OutputError
 from batchnlp.job.identity import differences
-from batchnlp.job.sinks import SinkSpec
 from batchnlp.job.spec import JobSpec
-from batchnlp.sinks.load import load
 from batchnlp.types import Part, Plan, Resolved, many
 
 COMMITTERS = 8  # commits at a time, where several parts are there
@@ -120,7 +119,6 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
         interrupt.check()
         store = LocalStore(spec.output.path)
         refuse_other_runs(prepared, store)
-        prepared = incremental.on_base(prepared, store)
         lock = Lock(store, invocation := uuid.uuid4().hex[:12])
         try:
             lock.acquire()
@@ -135,7 +133,8 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
 def refuse_other_runs(prepared: Prepared, store: LocalStore) -> None:
     """With `mode: new`, results of another fingerprint in the same place are an error that says what changed."""
     if prepared.spec.output.mode == "incremental":
-        return incremental.refuse_others(prepared, store)
+        incremental.refuse_others(prepared, store)
+        return
     standing = live(store)
     others = [f for f in standing if f != prepared.fingerprint and Ledger(store, f).begun()]
     if not others or prepared.fingerprint in standing or prepared.spec.output.mode != "new":
@@ -299,7 +298,8 @@ class _Run:
 
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
         dead = self.total.dead
-        allowed = self.spec.limits.failed_allowed(self.rows)
+        stand = incremental.changes_of(self.ledger).unchanged if self.incremental else 0
+        allowed = self.spec.limits.failed_allowed(self.rows + stand)  # all that fails is tried again each time
         success = dead <= allowed
         manifest = None
         with suppress(CorruptError):  # which is written anew
@@ -316,9 +316,10 @@ class _Run:
             messages = [] if self.new.shards else [self._nothing(plan, made)]
             if self.store.read(SUCCESS) is None:
                 messages.append(f"no {SUCCESS} yet: another run here is not complete; batchnlp status tells which")
-            sinks = self._load_all()
+            self.interrupt.defer()
+            sinks = load_all(self.store.root, self.spec.sinks, self.interrupt)
             result = self._result("done", plan, resolved, resumed, 0, "; ".join(messages))
-            return replace(result, sinks=sinks, **self._unloaded(sinks))
+            return replace(result, sinks=sinks, **unloaded(sinks, self.interrupt))
         message = f"{many(dead, 'dead letter')}, {allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
@@ -329,30 +330,6 @@ class _Run:
         if self.incremental and made:
             return "nothing had to be computed"
         return "all is done already" if plan.shards or self.incremental else "the corpus has no rows"
-
-    def _load_all(self) -> list[dict[str, Any]]:
-        """Give the warehouses the results; a load that is under way is finished before a signal counts."""
-        self.interrupt.defer()
-        return [self._load(sink) for sink in self.spec.sinks]
-
-    def _unloaded(self, sinks: list[dict[str, Any]]) -> dict[str, Any]:
-        """How a run ends that is done but for its warehouses."""
-        if all(sink["status"] != "failed" for sink in sinks):
-            return {}
-        code = self.interrupt.exit_code if self.interrupt.signal else StoppedError.exit_code
-        message = "the same command loads what is missing, and computes nothing again"
-        return {"status": "stopped", "exit_code": code, "message": message}
-
-    def _load(self, sink: SinkSpec) -> dict[str, Any]:
-        """One that fails does not keep the others from getting theirs."""
-        about = {"kind": sink.kind, "table": sink.table}
-        if self.interrupt.signal:
-            return {**about, "status": "failed", "message": "stopped before it began"}
-        try:
-            loaded = load(self.store.root, sink)
-        except BatchnlpError as error:
-            return {**about, "status": "failed", "message": str(error)}
-        return {**asdict(loaded), "status": "loaded" if loaded.runs else "held"}
 
     def _claim(self) -> None:
         """Where no results stand that must be kept, this run is what the output holds, from its start."""
@@ -376,7 +353,7 @@ class _Run:
             set_live(self.store, [*now, mine])
         elif self.spec.output.mode in ("overwrite", "incremental") and success:  # a failed run replaces nothing
             self.replaced = [other[:8] for other in self._replaced()]
-            stays = incremental.chain(self.ledger) if self.incremental else [mine]
+            stays = incremental.log_of(self.ledger) if self.incremental else [mine]
             if stays != now:
                 set_live(self.store, stays)
             for other in {*now, *fingerprints(self.store)} - {*stays}:  # also those that a crash here once left over

@@ -58,7 +58,7 @@ class Estimate:
     docs_per_second: float | None = None
     seconds: float | None = None  # for the rows that are left
     notes: list[str] = field(default_factory=list)
-    changes: dict[str, int] | None = None  # with `explain`: all rows of the corpus by reason; `rows` are those to compute
+    changes: dict[str, int] | None = None  # with `explain`: all rows by reason; `rows` are those to compute
 
 
 def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False, explain: bool = False) -> Estimate:

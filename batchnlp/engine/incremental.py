@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, replace
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,18 +21,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchnlp.data.changes import Before, Bits, Changes, Spill, compare
+from batchnlp.data.changes import Before, Bits, Changes, Record, Spill, compare
 from batchnlp.data.collect import read_dead
 from batchnlp.data.hashing import id_keys
 from batchnlp.data.known import KnownRows, known_rows, known_schema, parquet_writer
 from batchnlp.data.ledger import Ledger, live
-from batchnlp.data.parts import is_log, log_columns
+from batchnlp.data.parts import is_log, log_columns, partition_folders
 from batchnlp.data.sources import selection
 from batchnlp.data.store import CONTROL, LocalStore, sha256_file
 from batchnlp.engine.planner import Prepared, enough_rows, identified, make_plan
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.job.identity import digest, fingerprint
-from batchnlp.types import DELETE, Int64, PartFile, Plan, Segment, Shard
+from batchnlp.types import DELETE, PartFile, Plan, Segment, Shard
 
 STATE = f"{CONTROL}/state"
 READ = 50  # rows read for each row that a shard may have
@@ -91,15 +92,8 @@ def plan_changes(
         spill = Spill(os.path.join(folder, "rows"), max(whole.rows, before.rows.rows if before else 0))
         for rows in _scan(prepared, whole.shards, found, bits, tell):
             spill.add(rows)
-        save: Callable[[pa.Table], None] = lambda rows: None
-        gone: Callable[[pa.Array], None] = lambda ids: None
-        if keep:
-            schema = known_schema(prepared.source.id_type)
-            state = stack.enter_context(parquet_writer(store, _state_of(prepared.fingerprint, prepared.facts, whole), schema))
-            ids = stack.enter_context(parquet_writer(store, _gone(prepared.fingerprint), pa.schema([schema.field("id")])))
-            save = lambda rows: state.write_table(rows.select(schema.names).cast(schema))
-            gone = lambda some: ids.write_table(pa.table([some], ["id"]))
-        compare(spill, before, found, bits.set, save, gone)
+        record = stack.enter_context(_recorded(prepared, store, whole)) if keep else Record()
+        compare(spill, before, found, bits.set, record)
     if not found.unchanged:
         return whole, found
     most = 1 if prepared.spec.source.rows_per_shard else enough_rows(prepared, found.computed, replicas)
@@ -114,21 +108,22 @@ def changes_of(ledger: Ledger) -> Changes:
 
 def write_deletes(prepared: Prepared, ledger: Ledger, plan: Plan) -> None:
     """Publish the ids that had a result and have none any more: rows that are gone, and rows that fail now."""
-    name, rows = f"part-delete-{ledger.run}.parquet", 0
-    with parquet_writer(ledger.store, name, plan.schema) as writer:
-        for ids in _deleted(prepared, ledger):
-            columns = [ids, *(pa.nulls(len(ids), field.type) for field in list(plan.schema)[1:-2])]
-            table = pa.table([*columns, *log_columns(plan.schema, len(ids), DELETE)], names=plan.schema.names)
-            writer.write_table(table.cast(plan.schema))
-            rows += len(ids)
+    with closing(_deleted(prepared, ledger)) as deleted:
+        tables = (_delete_rows(ids, plan.schema) for ids in deleted)
+        if (first := next(tables, None)) is None:
+            ledger.set_deletes(None)
+            return
+        folders = partition_folders(first.slice(0, 1), prepared.spec.output.partition_by)  # of nulls
+        name, rows = "/".join([*folders, f"part-delete-{ledger.run}.parquet"]), 0
+        with parquet_writer(ledger.store, name, plan.schema) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
+                rows += len(table)
     path = ledger.store.path(name)
-    file = PartFile(name, rows, os.path.getsize(path), sha256_file(path), "delete") if rows else None
-    ledger.set_deletes(file)
-    if file is None:
-        ledger.store.remove(name)
+    ledger.set_deletes(PartFile(name, rows, os.path.getsize(path), sha256_file(path), "delete"))
 
 
-def chain(ledger: Ledger) -> list[str]:
+def log_of(ledger: Ledger) -> list[str]:
     """The live runs that the log consists of once this one has succeeded."""
     store = ledger.store
     good = [name for name in live(store) if name != ledger.fingerprint and Ledger(store, name).succeeded()]
@@ -194,7 +189,9 @@ def _failed(ledger: Ledger) -> pa.Table:
     for file in (ledger.manifest() or {"files": []})["files"]:
         if file["kind"] == "dead":
             found.append(_dead_ids(ledger, ledger.store.path(file["name"])))
-    return _by_key(pa.concat_tables(found)) if found else _by_key(pa.table({"id": pa.array([], pa.string()), "code": []}))
+    return (
+        _by_key(pa.concat_tables(found)) if found else _by_key(pa.table({"id": pa.array([], pa.string()), "code": []}))
+    )
 
 
 def _dead_ids(ledger: Ledger, path: str) -> pa.Table:
@@ -215,9 +212,19 @@ def _by_key(dead: pa.Table) -> pa.Table:
     return pa.table({"key": pa.array(keys), "id": ids}).take(order).combine_chunks()
 
 
-
-
 # --- the corpus
+
+
+@contextmanager
+def _recorded(prepared: Prepared, store: LocalStore, plan: Plan) -> Iterator[Record]:
+    """Files for what is known of the rows now, and for what is gone; they are there when all of it is written."""
+    schema, name = known_schema(prepared.source.id_type), prepared.fingerprint
+    state = parquet_writer(store, _state_of(name, prepared.facts, plan), schema)
+    with state as rows, parquet_writer(store, _gone(name), pa.schema([schema.field("id")])) as ids:
+        yield Record(
+            lambda some: rows.write_table(some.select(schema.names).cast(schema)),
+            lambda some: ids.write_table(pa.table([some], ["id"])),
+        )
 
 
 @contextmanager
@@ -275,7 +282,12 @@ def _selected(shards: tuple[Shard, ...], bits: Bits, most: int) -> Iterator[list
 # --- deletes
 
 
-def _deleted(prepared: Prepared, ledger: Ledger) -> Iterator[pa.Array]:
+def _delete_rows(ids: pa.Array, schema: pa.Schema) -> pa.Table:
+    columns = [ids, *(pa.nulls(len(ids), field.type) for field in list(schema)[1:-2])]
+    return pa.table([*columns, *log_columns(schema, len(ids), DELETE)], names=schema.names).cast(schema)
+
+
+def _deleted(prepared: Prepared, ledger: Ledger) -> Generator[pa.Array]:
     """The ids that are to go, in arrays."""
     before = _before(prepared, ledger.store)
     if before is None:

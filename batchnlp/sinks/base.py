@@ -51,6 +51,8 @@ class Load:
         held: list[pa.RecordBatch] = []
         bytes_ = 0
         for batch in self.batches():
+            if not len(batch):  # unnested lists may all be empty
+                continue
             held.append(batch)
             bytes_ += batch.nbytes
             if bytes_ >= size:

@@ -106,7 +106,7 @@ def check(spec: SinkSpec, schema: pa.Schema, partition_by: Sequence[str]) -> Non
 def _check_log(spec: SinkSpec) -> None:
     """A log of changes says of a row that goes no more than its id."""
     if spec.mode == "replace_partition":
-        raise SpecError("sinks.write: replace_partition cannot follow a log of changes", "use upsert, or append for the log")
+        raise SpecError("sinks.write: replace_partition cannot follow a log of changes", "use upsert, or append")
     if spec.mode == "upsert" and spec.keys != ["id"]:
         raise SpecError(f"sinks.key is {', '.join(spec.keys)}, but a log of changes deletes by id", "use key: id")
     if spec.mode == "append" and spec.unnest:
@@ -167,11 +167,9 @@ def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[
         return paths
 
     as_they_are = shape.main and schema == shape.schema and all(run.schema == unit.schema for run in unit.runs)
-    about = {(run.job, run.run): run.generation for run in unit.runs}
+    about, count = {(run.job, run.run): run.generation for run in unit.runs}, unit.rows(*kinds)
     partition_by = tuple(name for name in unit.partition_by if name in schema.names)
-    return Load(
-        shape.table, about, mode, schema, by, gone, partition_by, unit.rows(*kinds), rows, files if as_they_are else None
-    )
+    return Load(shape.table, about, mode, schema, by, gone, partition_by, count, rows, files if as_they_are else None)
 
 
 def _mode(spec: SinkSpec, unit: _Unit, shape: Shape) -> tuple[Mode, tuple[str, ...]]:
