@@ -52,10 +52,9 @@ def corpus(path: Path, rows: int) -> dict[str, str]:
     if not path.exists():
         subprocess.run([sys.executable, str(HERE / "corpus.py"), str(path)], check=True)
     table = pq.read_table(path)
-    name = "id" if "id" in table.column_names else table.column_names[0]
     step = max(1, len(table) // rows)
     some = table.take(pa.array(range(0, step * rows, step)))
-    return dict(zip(some[name].cast(pa.string()).to_pylist(), some["text"].to_pylist(), strict=True))
+    return dict(zip(some["package"].to_pylist(), some["text"].to_pylist(), strict=True))
 
 
 @contextmanager
