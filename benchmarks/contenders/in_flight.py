@@ -11,9 +11,11 @@ from harness.contender import Facts, Settings, serve
 from harness.prompts import Prompts
 from limits import copy_bandwidth, matmul_peak
 
+from batchnlp import registry
+from batchnlp.backends.device import probe_hardware, resolve
 from batchnlp.backends.in_flight import InFlight
-from batchnlp.backends.torch_generator import TorchGenerator
-from batchnlp.types import Decoding, ModelFiles, Resolved
+from batchnlp.job.spec import EngineSpec
+from batchnlp.types import Decoding, ModelFiles
 
 
 class Ours:
@@ -24,14 +26,16 @@ class Ours:
         self._prompts = {False: Prompts.read(work["prompts"]), True: Prompts.read(work["sample_prompts"])}
         config = json.loads(Path(work["path"], "config.json").read_text())
         files = ModelFiles("bench", work["path"], "local", "", "", config, 1024)
-        tokens = setup["settings"].get("tokens_per_batch", 4096)
-        resolved = Resolved(setup.get("device", "cpu"), dtype, "torch", tokens, "")
+        engine = EngineSpec(device=setup.get("device", "cpu"), dtype=dtype, **setup["settings"])
+        resolved = resolve(engine, files, probe_hardware(), "completions")
         decoding = Decoding(max_new_tokens=int(self._prompts[False].most.max()))
-        self.backend = TorchGenerator(files, resolved, "completions", setup["threads"], decoding)
-        if not isinstance(self.backend.engine, InFlight):
+        make = registry.load(registry.BACKENDS[resolved.backend], "completions")
+        self.backend = make(files, resolved, "completions", setup["threads"], decoding)
+        if self.backend.note or not isinstance(self.backend.engine, InFlight):
             raise RuntimeError(self.backend.note)
         self._engine = self.backend.engine
-        self._model = self.backend._model
+        self._model = self.backend._model  # its shapes: OpenVINO has taken the weights
+        self._itemsize = getattr(torch, dtype).itemsize
         device = str(self.backend.device)
         self._bandwidth = copy_bandwidth(device)
         self._peak = matmul_peak(config, dtype, 64, device)  # of a step of all rows
@@ -65,11 +69,11 @@ class Ours:
     def _limit(self, prompts: Prompts, row_steps: int) -> float:
         """Seconds to read, in each step, all weights and the live keys and values once."""
         config = self._model.config.get_text_config(decoder=True)
-        weights = sum(p.numel() * p.element_size() for p in _decoder(self._model).parameters())
+        weights = sum(p.numel() for p in _decoder(self._model).parameters()) * self._itemsize
         queries = config.num_attention_heads
         heads, hidden = getattr(config, "num_key_value_heads", None) or queries, config.hidden_size
         layers = getattr(config, "decoder_layers", None) or config.num_hidden_layers
-        position = 2 * layers * heads * (hidden // queries) * self._model.dtype.itemsize
+        position = 2 * layers * heads * (hidden // queries) * self._itemsize
         return (self._steps * weights + self._positions * position) / self._bandwidth
 
     def _flops(self, prompts: Prompts) -> float:
