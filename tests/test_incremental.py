@@ -157,7 +157,7 @@ def test_a_night_over_its_limit_changes_nothing(job: Nightly) -> None:
     job.now |= {"doc-05": "a package"}
     assert job.run().changes == counts(rows=23, new=5, changed=4, unchanged=14, deleted=2)
     assert same(job.view(), job.scratch())
-    assert len(list((job.out / "_batchnlp" / "state").glob("*/*"))) == 1, "of the newest good run alone"
+    assert len(list((job.out / "_batchnlp" / "state").glob("*/*"))) == 2, "of the newest good run and its base"
     assert len(list((job.out / "_batchnlp").glob("*/plan.json"))) == 2, "the failed one is gone"
 
 
@@ -235,7 +235,8 @@ def test_ids_must_be_unique_and_of_one_type(job: Nightly) -> None:
 
 def test_a_state_that_is_gone_is_named(job: Nightly) -> None:
     job.run()
-    next((job.out / "_batchnlp" / "state").glob("*/*")).unlink()
+    for state in (job.out / "_batchnlp" / "state").glob("*/*"):
+        state.unlink()
     second_night(job)
     with pytest.raises(CorruptError, match=r"state.*cannot be read"):
         job.run()
@@ -360,6 +361,18 @@ def test_a_night_that_ends_at_any_step_neither_skips_nor_doubles(
         assert sum(row["op"] == "delete" for row in job.log()) == 1
         assert job.again().message == "all is done already"
         assert invoke("verify", job.out).exit_code == 0
+
+
+def test_a_shard_of_the_newest_night_is_computed_again(job: Nightly) -> None:
+    job.run()
+    second_night(job)
+    want = job.run(sinks=[])
+    control = next((job.out / "_batchnlp").glob(f"{want.run}*"))
+    (control / "commits" / "00000.json").unlink()
+    again = job.again()
+    assert (again.shards, again.changes, again.deleted) == (1, want.changes, want.deleted)
+    assert same(job.view(), job.scratch())
+    assert invoke("verify", job.out).exit_code == 0
 
 
 # --- the join

@@ -66,7 +66,9 @@ class KnownRows:
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
         self.rows = self._file.metadata.num_rows
         self.id_type = self._file.schema_arrow.field("id").type
-        self._batches = self._file.iter_batches(BATCH)
+        # One group at a time: over all of them the reader would hold the whole file in the end.
+        groups = range(self._file.metadata.num_row_groups)
+        self._batches = (batch for group in groups for batch in self._file.iter_batches(BATCH, [group]))
         self._rest: pa.RecordBatch | None = None
 
     def below(self, bound: int | None) -> pa.Table:

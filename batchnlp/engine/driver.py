@@ -311,7 +311,7 @@ class _Run:
         self._make_live(success)
         settle(self.store)
         if success and self.incremental:
-            incremental.sweep_states(self.ledger, plan)
+            incremental.sweep_states(self.ledger)
         if success:
             messages = [] if self.new.shards else [self._nothing(plan, made)]
             if self.store.read(SUCCESS) is None:

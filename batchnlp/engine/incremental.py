@@ -130,12 +130,14 @@ def log_of(ledger: Ledger) -> list[str]:
     return [*good, ledger.fingerprint]
 
 
-def sweep_states(ledger: Ledger, plan: Plan) -> None:
-    """Remove what no run goes on from any more, now that this one is the newest that succeeded."""
-    mine = _state_of(ledger.fingerprint, (ledger.plan_tree() or {})["facts"], plan)
+def sweep_states(ledger: Ledger) -> None:
+    """Remove what no run goes on from any more, now that this one is the newest that succeeded. That of its base stays: a
+    shard of this run may have to be computed again."""
+    facts = (ledger.plan_tree() or {})["facts"]
+    stays = {f"{name[:16]}.parquet" for name in (ledger.fingerprint, facts["base"]) if name}
     for folder in ledger.store.names(STATE):
         for name in ledger.store.names(f"{STATE}/{folder}"):
-            if f"{STATE}/{folder}/{name}" != mine:
+            if name not in stays:
                 ledger.store.remove(f"{STATE}/{folder}/{name}")
         with suppress(OSError):  # it is not empty
             os.rmdir(ledger.store.path(f"{STATE}/{folder}"))
