@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT := results/quickstart
 
-.PHONY: help demo test check models schema clean
+.PHONY: help demo test chaos models schema clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,7 +33,11 @@ demo: .venv/base ## classify Python's documentation by topic, without a model hu
 test: .venv/test ## lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_signals.py
+	$(BIN)/python -m pytest tests/test_signals.py
+
+chaos: .venv/test ## the whole fault matrix, injected for real: kills, hangs, full disks, damaged files (45 minutes)
+	PYTHONPATH=.:tests $(BIN)/python -m chaos
 
 models: .venv/base ## small stand-ins for the models that jobs/*.yaml name, in models/
 	$(BIN)/python jobs/models.py

@@ -55,6 +55,13 @@ STATEMENTS = {
     "snowflake": "batchnlp.sinks.snowflake:Snowflake",
     "clickhouse": "batchnlp.sinks.clickhouse:ClickHouse",
 }
+EXPORTS = {
+    "cron": "batchnlp.schedule.exports.cron:export",
+    "systemd": "batchnlp.schedule.exports.systemd:export",
+    "kubernetes": "batchnlp.schedule.exports.kubernetes:export",
+    "rayjob": "batchnlp.schedule.exports.rayjob:export",
+    "airflow": "batchnlp.schedule.exports.airflow:export",
+}
 
 
 def task(model: Any, spec: Any) -> Any:

@@ -76,11 +76,12 @@ class Shard:
 
     index: int
     segments: tuple[Segment, ...]  # one, or several tiny files joined
+    dead: int | None = None  # of a retry: its dead letters, which alone are worked on
 
     @property
     def rows(self) -> int:
         """Rows that pass the filter and are selected: what the row contract counts as rows in."""
-        return sum(segment.rows for segment in self.segments)
+        return sum(segment.rows for segment in self.segments) if self.dead is None else self.dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +312,16 @@ class Part:
     codes: dict[str, int] = field(default_factory=dict)  # dead letters by code
     note: str = ""  # what the backend did otherwise than it would, and why
     cached: int = 0  # rows whose results came from the cache
+    after: str = ""  # of a retry: the attempt whose dead letters it tried again
+    invocation: str = field(default="", compare=False)  # who committed it; filled with the commit, as is
+    committed: float = field(default=0.0, compare=False)  # when, in Unix time: to be looked at, nothing depends on it
+
+
+@dataclass(frozen=True, slots=True)
+class Retried(Part):
+    """A shard whose dead letters were tried again: all its parts as one. Filled by the ledger."""
+
+    layers: tuple[Part, ...] = ()  # the first one and its retries, each after the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +371,7 @@ class Plan:
     files: tuple[InputFile, ...]
     shards: tuple[Shard, ...]
     schema: pa.Schema  # of the results
+    generation: int = 0  # how often dead letters are tried again with it
 
     @property
     def rows(self) -> int:

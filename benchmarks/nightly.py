@@ -34,8 +34,8 @@ from nightly import Nightly, same
 from postgres_server import binaries, server
 from warehouses import Warehouse
 
-from batchnlp.engine import driver
-from batchnlp.engine.driver import RunResult
+from batchnlp import registry
+from batchnlp.engine.computing import RunResult
 from batchnlp.sinks.load import load
 
 HERE = Path(__file__).parent
@@ -60,7 +60,7 @@ def corpus(path: Path, rows: int) -> dict[str, str]:
 @contextmanager
 def crashing(kind: str) -> Iterator[None]:
     """The load into a warehouse of that kind ends when its rows are written and not yet all noted."""
-    sink = driver.registry.load(driver.registry.SINKS, kind)
+    sink = registry.load(registry.SINKS, kind)
     write = sink.write
 
     def half(self: Any, load: Any) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 import batchnlp
 from batchnlp.data.collect import tables
-from batchnlp.engine.driver import RunResult
+from batchnlp.engine.computing import RunResult
 
 Texts = Mapping[str, str | None]
 Row = dict[str, Any]

@@ -65,6 +65,20 @@ MODELS: dict[str, Callable[[], Any]] = {
     ),
 }
 
+# Beyond 32 positions all are turned otherwise, those before included: by the longest row of a call.
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "original_max_position_embeddings": 32, "factor": 4.0,
+    "short_factor": [1.0] * 4, "long_factor": [1.0, 2.0, 4.0, 8.0],
+}  # fmt: skip
+
+
+def longrope() -> Any:
+    """As the long Phi models."""
+    torch.manual_seed(3)
+    model = t.LlamaForCausalLM(t.LlamaConfig(**_GROUPED, rope_parameters=LONGROPE)).eval()
+    model.generation_config.eos_token_id = EOS
+    return model
+
 
 def make(name: str, **generation: Any) -> Any:
     """The model, with an end token and what else its generation_config is to say."""

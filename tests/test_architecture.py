@@ -10,16 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "batchnlp"
 TIERS = {
-    "types": 0, "errors": 0, "registry": 0, "text": 1, "data": 1, "job": 1, "tasks": 2, "backends": 2, "sinks": 2,
-    "engine": 3, "schedule": 3, "learn": 3, "report": 3, "cli": 4,
+    "types": 0, "errors": 0, "failpoints": 0, "registry": 0, "templates": 0, "text": 1, "data": 1, "job": 1,
+    "tasks": 2, "backends": 2, "sinks": 2, "engine": 3, "schedule": 3, "learn": 3, "report": 3, "cli": 4,
 }  # fmt: skip
-SIBLINGS = {("schedule", "engine"), ("registry", "errors"), ("registry", "types")}  # one tier, and allowed all the same
+SIBLINGS = {  # one tier, and allowed all the same
+    ("schedule", "engine"), ("registry", "errors"), ("registry", "types"), ("templates", "errors"),
+}  # fmt: skip
 DOORS = {  # library → where it may be imported
-    "ray": ("engine/ray_runner.py",),
+    "ray": ("engine/ray_runner.py", "engine/ray_cluster.py"),
     "torch": ("backends/", "learn/"),
     "rich": ("cli/", "report/"),
     "click": ("cli/",),
-    "httpx2": ("backends/openai_client.py",),
+    "httpx2": ("backends/openai_client.py", "engine/hooks.py"),
+    "openlineage": ("engine/lineage.py",),
     "vllm": ("backends/vllm_generator.py",),
     "duckdb": ("sinks/duckdb.py",),
     "deltalake": ("sinks/delta.py",),
@@ -103,7 +106,15 @@ def test_files_are_of_a_size_to_be_read(name: str) -> None:
 def test_what_the_registry_names_is_there() -> None:
     from batchnlp import registry
 
-    tables = registry.TASKS, registry.SERVED, *registry.BACKENDS.values(), registry.RUNNERS, registry.SINKS, registry.STATEMENTS
+    tables = (
+        registry.TASKS,
+        registry.SERVED,
+        *registry.BACKENDS.values(),
+        registry.RUNNERS,
+        registry.SINKS,
+        registry.STATEMENTS,
+        registry.EXPORTS,
+    )
     for table in tables:
         for target in table.values():
             module, _, attribute = target.partition(":")

@@ -21,7 +21,7 @@ import batchnlp
 from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.data import cache as caches
 from batchnlp.data.collect import tables
-from batchnlp.engine.driver import RunResult
+from batchnlp.engine.computing import RunResult
 from batchnlp.errors import SpecError
 from batchnlp.job.load import build_spec
 

@@ -17,7 +17,7 @@ from commands import BAD, QUICK, Corpus, classify, invoke, last_json, rows_of
 
 from batchnlp.cli.main import main
 from batchnlp.cli.show import line_of
-from batchnlp.engine.driver import Progress
+from batchnlp.engine.computing import Progress
 
 README = Path(__file__).parents[1] / "README.md"
 ONE_OFF = ["--help", "--id-column", "--json", "--keep", "--mode", "--model", "--output", "--plan", "--revision",
@@ -32,14 +32,19 @@ FLAGS = {
     "translate": sorted([*ONE_OFF, "--source-language", "--target-language", "--max-new-tokens"]),
     "generate": sorted([*ONE_OFF, "--prompt", "--max-new-tokens"]),
     "chat": sorted([*ONE_OFF, "--prompt", "--system", "--max-new-tokens"]),
-    "run": ["--help", "--json", "--mode", "--set"],
+    "run": ["--backfill", "--date", "--help", "--json", "--mode", "--set"],
     "plan": ["--explain", "--full", "--help", "--json", "--probe", "--set"],
     "doctor": ["--help", "--json", "--rows", "--set"],
     "status": ["--help", "--json"],
+    "retry": ["--help", "--json", "--set"],
     "verify": ["--help", "--json"],
     "collect": ["--dead", "--format", "--help", "--json", "--output"],
     "load": ["--help", "--json", "--set", "--to"],
+    "report": ["--columns", "--compare", "--help", "--json", "--output"],
     "bench": ["--any-dtype", "--help", "--json", "--set"],
+    "schedule list": ["--help", "--json", "--state"],
+    "schedule run": ["--help", "--state"],
+    "schedule export": ["--claim", "--help", "--image", "--json", "--output", "--to"],
 }
 KEYS = {"status", "run", "output", "rows", "dead", "docs_per_second", "tokens_per_second", "padding", "device_busy",
         "seconds"}  # fmt: skip
@@ -51,25 +56,34 @@ def options(command: click.Command) -> list[str]:
     return sorted(o for p in command.get_params(context) for o in p.opts if o.startswith("--"))
 
 
+def commands(group: click.Group = main, before: str = "") -> dict[str, click.Command]:
+    """All of them, those of groups by two words."""
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        inner = commands(command, f"{name} ") if isinstance(command, click.Group) else {before + name: command}
+        found |= inner
+    return found
+
+
 # --- what there is
 
 
 def test_commands_and_flags_are_frozen() -> None:
     """Scripts rely on them: who changes one changes this list, on purpose."""
-    assert {name: options(command) for name, command in main.commands.items()} == FLAGS
-    shorts = {o for c in main.commands.values() for p in c.params for o in p.opts if re.fullmatch("-[a-zA-Z]", o)}
+    assert {name: options(command) for name, command in commands().items()} == FLAGS
+    shorts = {o for c in commands().values() for p in c.params for o in p.opts if re.fullmatch("-[a-zA-Z]", o)}
     assert shorts == {"-o"}
 
 
 @pytest.mark.parametrize("name", FLAGS)
 def test_every_command_and_option_has_help(name: str) -> None:
-    command = main.commands[name]
+    command = commands()[name]
     assert command.help
     assert command.get_short_help_str(200).endswith((".", "it is not"))
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name} {parameter.opts[0]} has no help"
-    result = invoke(name, "--help")
+    result = invoke(*name.split(), "--help")
     assert result.exit_code == 0
     assert all(flag in result.stdout for flag in FLAGS[name])
 
@@ -85,7 +99,7 @@ def test_every_command_and_option_is_in_the_readme(name: str) -> None:
 
 def test_help_lists_the_commands_in_order_of_use() -> None:
     result = invoke("--help")
-    at = [result.stdout.index(f"\n  {name} ") for name in FLAGS]
+    at = [result.stdout.index(f"\n  {name} ") for name in dict.fromkeys(name.split()[0] for name in FLAGS)]
     assert at == sorted(at)
 
 
@@ -104,7 +118,11 @@ def loaded_after(*args: object) -> tuple[int, set[str]]:
     return done.returncode, set(done.stderr.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("args", [["--help"], ["run", "--help"], ["classify", "--help"], ["--version"]], ids="_".join)
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["run", "--help"], ["schedule", "run", "--help"], ["classify", "--help"], ["--version"]],
+    ids="_".join,
+)
 def test_help_loads_nothing_heavy(args: list[str]) -> None:
     code, modules = loaded_after(*args)
     assert code == 0
@@ -114,7 +132,7 @@ def test_help_loads_nothing_heavy(args: list[str]) -> None:
 def test_looking_at_an_output_loads_no_model_libraries(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out = tmp_path / "out"
     assert classify(corpus(), out, classifier).exit_code == 0
-    for args in (["status", out], ["verify", out], ["collect", out, "-o", tmp_path / "all.csv"]):
+    for args in (["status", out], ["verify", out], ["collect", out, "-o", tmp_path / "all.csv"], ["report", out]):
         code, modules = loaded_after(*args)
         assert code == 0
         assert not modules & {"torch", "transformers", "tokenizers", "ray"}, args

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 import batchnlp
+from batchnlp.backends import openvino_encoder
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.types import Pieces, Resolved
@@ -74,6 +75,36 @@ def test_no_batch_and_no_order_changes_an_answer(name: str, kind: str, tmp_path:
         assert not raw.failures
         assert (raw.executed > raw.tokens) == (budget > 1), "only batches of one are not padded"
         np.testing.assert_allclose(raw.values, np.concatenate([each[i] for i in order]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", small.CONFIGS_UNMASKED)
+def test_where_padding_changes_answers_there_is_none(name: str, tmp_path: Path) -> None:
+    model = small.save(name, "scores", tmp_path)
+    rows, _ = sequences(name)
+    made = TorchEncoder(
+        resolve_model(str(tmp_path), None), Resolved("cpu", "float32", "torch", 10_000, ""), "scores", 1
+    )
+    assert "one length" in made.note
+    raw = made.forward(pieces_of(rows, None))
+    assert raw.executed == raw.tokens
+    want = torch.cat([alone(model, "scores", ids) for ids in rows])
+    np.testing.assert_allclose(raw.values, want, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_a_head_that_wants_the_end_token_has_it_when_the_model_is_tried(backend: str, tmp_path: Path) -> None:
+    """As facebook/bart-large-mnli."""
+    model = small.save("bart", "scores", tmp_path)
+    rows = [[*ids[:-1], 102] for ids in sequences("bart")[0]]
+    files, resolved = resolve_model(str(tmp_path), None), Resolved("cpu", "float32", backend, 200, "")
+    made = TorchEncoder(files, resolved, "scores", 1)
+    if backend == "openvino":
+        made = openvino_encoder.make(files, resolved, "scores", 1)
+    assert "one length" not in made.note
+    raw = made.forward(pieces_of(rows, None))
+    assert not raw.failures
+    want = torch.cat([alone(model, "scores", ids) for ids in rows])
+    np.testing.assert_allclose(raw.values, want, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", small.CONFIGS)

@@ -49,7 +49,7 @@ def test_a_held_output_and_a_bug_are_json_objects_too(
     finally:
         lock.release()
     assert (result.exit_code, last_json(result)["error"]) == (75, "LockedError")
-    monkeypatch.setattr(look, "open_ledgers", lambda out: 1 // 0)
+    monkeypatch.setattr(look, "ledgers", lambda out: 1 // 0)
     result = invoke("status", tmp_path, "--json")
     assert (result.exit_code, last_json(result)["error"]) == (70, "ZeroDivisionError")
     assert "Traceback" in result.stderr

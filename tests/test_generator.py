@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -244,20 +246,81 @@ def test_a_failure_that_does_not_come_back_does_not_keep_the_batch_small(tmp_pat
     assert max(sizes[-8:]) == 8, "the next shard goes in whole batches"
 
 
-def test_out_of_memory_halves_the_rows_and_is_remembered(tmp_path: Path) -> None:
+class Memory:
+    """A device for so many positions: rows, times the longest prompt with its answer."""
+
+    def __init__(self, made: TorchGenerator, prompts: list[list[int]], new: int, ceiling: int) -> None:
+        self.needs, self.ceiling = [len(prompt) + new for prompt in prompts], ceiling
+        self.asked: list[int] = []  # positions of every call
+        self.rows: list[int] = []  # rows of those that fitted
+        broken(made, self)
+
+    def __call__(self, pieces: list[int]) -> Exception | None:
+        self.asked.append(len(pieces) * max(self.needs[piece] for piece in pieces))
+        if self.asked[-1] > self.ceiling:
+            return torch.OutOfMemoryError("no memory")
+        self.rows.append(len(pieces))
+        return None
+
+    @property
+    def refused(self) -> list[int]:
+        return [asked for asked in self.asked if asked > self.ceiling]
+
+
+def test_out_of_memory_halves_the_positions_and_is_remembered(tmp_path: Path) -> None:
     model, prompts = small.make("bart"), small.prompts(16)
     made = generator(model, tmp_path, 12, max_new_tokens=8)
-    met: list[int] = []
-
-    def memory(pieces: list[int]) -> Exception | None:
-        met.append(len(pieces))
-        return torch.OutOfMemoryError("no memory") if len(pieces) > 4 else None
-
-    broken(made, memory)
+    memory = Memory(made, prompts, 9, 4 * 69)
     raw = made.forward(small.pieces(prompts))
     assert not raw.failures
     assert answers(raw) == [small.alone(model, prompt, 8) for prompt in prompts]
-    assert sum(n > 4 for n in met) <= 2, "what did not fit is not tried again"
+    assert 1 <= len(memory.refused) <= 3
+    assert all(later < earlier for earlier, later in pairwise(memory.refused)), "nothing as large is tried again"
+    before = len(memory.refused)
+    made.forward(small.pieces(prompts))
+    assert len(memory.refused) == before, "nor in the next shard"
+
+
+def test_one_giant_prompt_does_not_leave_its_companions_to_go_one_by_one(tmp_path: Path) -> None:
+    model, prompts = small.make("llama"), [*small.prompts(15, longest=6), *small.prompts(1, longest=2)]
+    prompts[7] = (prompts[7] * 100)[:100]
+    made = generator(model, tmp_path, 12, max_new_tokens=4)
+    memory = Memory(made, prompts, 4, 120)
+    raw = made.forward(small.pieces(prompts))
+    assert not raw.failures
+    assert answers(raw) == [small.alone(model, prompt, 4) for prompt in prompts]
+    assert memory.rows[0] == 1, "the giant goes alone"
+    assert max(memory.rows) > 3, "the others together"
+    assert len(memory.refused) <= 4
+
+
+def test_a_prompt_too_large_for_the_memory_alone_is_the_only_one_lost(tmp_path: Path) -> None:
+    model, prompts = small.make("llama"), small.prompts(8, longest=6)
+    prompts[3] = (prompts[3] * 60)[:60]
+    made = generator(model, tmp_path, 8, max_new_tokens=4)
+    Memory(made, prompts, 4, 50)
+    raw = made.forward(small.pieces(prompts))
+    assert [(f.doc, f.code) for f in raw.failures] == [(3, "device_oom")]
+    assert sum(map(bool, answers(raw))) >= 6
+
+
+def test_a_prompt_that_breaks_the_model_costs_few_calls(tmp_path: Path) -> None:
+    """The rows that were at work begin again in halves: so many calls fail as halves there are."""
+    model, prompts = small.make("llama"), small.prompts(32)
+    for bad in (0, 13, 31):
+        made = generator(model, tmp_path / str(bad), 32, max_new_tokens=6)
+        made.engine._worked = True  # type: ignore[union-attr]
+        failed: list[int] = []
+
+        def fault(pieces: list[int], bad: int = bad, failed: list[int] = failed) -> Exception | None:
+            failed.extend([len(pieces)] * (bad in pieces))
+            return ValueError("bad luck") if bad in pieces else None
+
+        broken(made, fault)
+        raw = made.forward(small.pieces(prompts))
+        assert [failure.doc for failure in raw.failures] == [bad]
+        assert len(failed) <= math.log2(32) + 1, failed
+        assert failed[-1] == 1
 
 
 def test_a_model_that_fails_on_everything_ends_the_run(tmp_path: Path) -> None:
@@ -281,3 +344,27 @@ def test_an_empty_shard_has_an_empty_answer(tmp_path: Path) -> None:
     for name in ("llama", "bloom"):
         raw = generator(small.make(name), tmp_path / name).forward(small.pieces([]))
         assert (len(raw.ids), raw.starts.tolist(), raw.finish) == (0, [0], ())
+
+
+def test_a_row_that_turns_all_positions_otherwise_is_alone(tmp_path: Path) -> None:
+    model = small.longrope()
+    short = small.prompts(8, longest=14)
+    prompts = [*short, *small.prompts(3, longest=14, head=60, seed=2), *small.prompts(8, longest=4, head=18)]
+    made = generator(model, tmp_path, max_new_tokens=8)
+    assert isinstance(made.engine, InFlight), made.note
+    assert answers(made.forward(small.pieces(prompts))) == [small.alone(model, prompt, 8) for prompt in prompts]
+    most: list[int] = []
+    step = made.engine._step
+    made.engine._step = lambda: (most.append(len(made.engine._rows)), step())[1]  # type: ignore[method-assign, union-attr]
+    made.forward(small.pieces(short))
+    assert max(most) > 1, "short ones go together"
+
+
+def test_progress_counts_what_has_the_same_prompt(tmp_path: Path) -> None:
+    prompts = small.prompts(5)
+    for name in ("llama", "bloom"):
+        made = generator(small.make(name), tmp_path / name, max_new_tokens=4)
+        rows: list[int] = []
+        made.on_batch = lambda answered, *_, rows=rows: rows.append(answered)  # type: ignore[misc]
+        made.forward(small.pieces(prompts * 3))
+        assert sum(rows) == 15, name

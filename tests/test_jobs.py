@@ -22,6 +22,7 @@ from jobs.models import main
 JOBS = Path(__file__).parents[1] / "jobs"
 FAQ = "[[section, ==, faq], [doc_id, <, faq/general]]"
 WRITTEN = ["n_new_tokens", "finish_reason"]
+CATALOGUE = ["audience", "topic", "shows_code"]  # of JSON answers
 # job → (its stand-in, rows that the test leaves, the task's own columns)
 SHIPPED: dict[str, tuple[str, str, list[str]]] = {
     "quickstart": ("", FAQ, ["label", "score"]),
@@ -34,6 +35,8 @@ SHIPPED: dict[str, tuple[str, str, list[str]]] = {
     "translate": ("marian", "[[title, in, [GIL, BDFL, EAFP]]]", ["translation", *WRITTEN]),
     "stories": ("gpt2", "[[title, in, [GIL, BDFL, EAFP]]]", ["answers"]),
     "chat": ("qwen", FAQ, ["reply", *WRITTEN]),
+    "enrich": ("qwen", FAQ, ["reply", *WRITTEN, *CATALOGUE]),
+    "search": ("", FAQ, ["embedding"]),
 }  # fmt: skip
 ON_RAY = ("sentiment", "stories")  # a replica takes seconds to start, so one that reads and one that writes
 COUNTS = ["n_tokens", "n_tokens_used", "n_windows", "truncated"]
@@ -67,6 +70,8 @@ def ran(name: str, runner: str, out: Path, *settings: str) -> tuple[Result, pa.T
     chosen += ["engine.dtype=float32", "engine.device=cpu"]
     result = invoke("run", f"jobs/{name}.yaml", "--json", *(part for key in chosen for part in ("--set", key)))
     assert result.exit_code == 0, result.output
+    page = Path(last_json(result)["report"]).read_text(encoding="utf-8")
+    assert '<div class="word">Done' in page, "every task has its page"
     return result, pa.concat_tables(map(pq.read_table, sorted(out.glob("part-*.parquet"))))
 
 
@@ -81,7 +86,7 @@ def test_a_job_runs_with_the_schema_it_declares(
         text = (JOBS / f"{name}.yaml").read_text(encoding="utf-8")
         assert f"models/{model} (" in text.replace("\n# ", " "), "the job says which stand-in there is"
         settings.append(f"task.model={stand_ins / model}")
-    if "n_new_tokens" in own or "answers" in own:
+    if own[-1] in (*WRITTEN, "answers"):  # JSON has its own end, and is none before
         settings.append("task.max_new_tokens=3")
     _, table = ran(name, "inline", tmp_path / "inline", *settings)
     spec = load_spec(f"jobs/{name}.yaml", settings)
@@ -105,8 +110,9 @@ def test_a_run_says_what_its_backend_did_otherwise_and_why(
     few = [f"source.filter={SHIPPED['translate'][1]}", "task.max_new_tokens=2", f"task.model={stand_ins / 'marian'}"]
     for invocation in ("begun", "done already"):
         result, _ = ran("translate", runner, tmp_path / "out", *few, "task.num_beams=2")
-        assert "\nstatic batches, because of 2 beams\n" in result.stderr, invocation
-        assert last_json(result)["notes"] == ["static batches, because of 2 beams"]
+        (note,) = last_json(result)["notes"]
+        assert note.endswith("static batches, because of 2 beams")
+        assert f"\n{note}\n" in result.stderr, invocation
     if runner == "inline":
         result, _ = ran("translate", runner, tmp_path / "greedy", *few, "task.num_beams=1")
         assert last_json(result)["notes"] == []

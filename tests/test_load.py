@@ -110,8 +110,8 @@ def test_after_a_signal_no_load_is_begun(
     finish = driver._Run._finish
 
     def interrupted(self: Any, *args: Any) -> Any:
-        self.interrupt = Interrupt()
-        self.interrupt.signal = 15
+        self.work.interrupt = Interrupt()
+        self.work.interrupt.signal = 15
         return finish(self, *args)
 
     monkeypatch.setattr(driver._Run, "_finish", interrupted)

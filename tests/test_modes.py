@@ -16,7 +16,7 @@ from batchnlp.data.ledger import live
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
 from batchnlp.engine import driver
-from batchnlp.engine.signals import Interrupt
+from batchnlp.engine.computing import Computation
 from batchnlp.errors import UsageError
 
 
@@ -86,7 +86,7 @@ def live_of(out: Path) -> list[str]:
 def cut_short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Runs commit nothing and end, as after a signal."""
     with monkeypatch.context() as patch:
-        patch.setattr(driver._Run, "_compute", lambda *args: Interrupt())
+        patch.setattr(Computation, "run", lambda *args: None)
         yield
 
 
@@ -278,7 +278,7 @@ def test_an_overwrite_says_which_runs_go(tmp_path: Path, corpus: Corpus, classif
     assert lines[0] == (
         f"when this run is done, it replaces run {first} ({job}, 25 rows), run {second} ({job}, 4 rows)"
     )
-    assert lines[-1] == f"replaced: run {first}, run {second}"
+    assert f"replaced: run {first}, run {second}" in lines
     assert last_json(result)["replaced"] == [first, second]
     again = classify(source, out, classifier, "--mode", "overwrite", "--set", "task.on_long=truncate")
     assert "replace" not in again.stderr

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import commands
 import numpy as np
@@ -12,12 +14,15 @@ import pytest
 import small_encoders
 import tiny
 
-from batchnlp.backends import canary, openvino_encoder
+from batchnlp.backends import canary, openvino_encoder, torch_encoder
+from batchnlp.backends.base import Aborted
 from batchnlp.backends.device import Hardware, resolve, resume
+from batchnlp.backends.fallback import fast_or_plain, reason
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.openvino_encoder import OpenVinoEncoder
 from batchnlp.backends.torch_encoder import TorchEncoder
-from batchnlp.errors import MissingExtraError, UsageError
+from batchnlp.backends.torch_model import load_model
+from batchnlp.errors import Interrupted, MissingExtraError, UsageError
 from batchnlp.job.spec import EngineSpec, TaskSpec
 from batchnlp.tasks.classify import Classify
 from batchnlp.tasks.embed import Embed
@@ -156,3 +161,50 @@ def test_a_job_that_says_nothing_runs_on_it(corpus: commands.Corpus, tmp_path: P
         wanted = {"auto": "openvino"}.get(backend, backend)
         assert commands.last_json(result)["resolved"]["backend"] == wanted
     assert rows["auto"] == commands.rows_of(tmp_path / "torch")
+
+
+def test_what_is_under_way_is_waited_for_when_a_run_is_stopped(classifier: str) -> None:
+    """Its inputs and outputs are ours: given back too early, OpenVINO would write into memory of others."""
+    pieces = encode("classify", classifier).pieces
+    ours, theirs = both(classifier, "scores", budget=100)
+    assert isinstance(ours, OpenVinoEncoder)
+    asked = iter([False] * 4 + [True])
+    ours.aborted = lambda: next(asked)
+    with pytest.raises(Aborted):
+        ours.forward(pieces)
+    assert len(ours._idle) == 3, "no request is under way"
+    ours.aborted = lambda: False
+    np.testing.assert_allclose(ours.forward(pieces).values, theirs.forward(pieces).values, atol=1e-5)
+
+
+def test_a_model_that_is_given_up_has_left_memory_when_it_is_loaded_again(
+    classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref[Any]] = []
+
+    def loaded(*args: Any) -> Any:
+        assert not [model for model in seen if model() is not None]
+        seen.append(weakref.ref(model := load_model(*args)))
+        return model
+
+    monkeypatch.setattr(torch_encoder, "load_model", loaded)
+    monkeypatch.setitem(canary.TOLERANCE, "float32", -1.0)
+    resolved = Resolved("cpu", "float32", "openvino", 300, "")
+    openvino_encoder.make(resolve_model(classifier, None), resolved, "scores", 2)
+    assert len(seen) == 2
+
+
+def test_an_error_of_the_job_is_no_reason_to_try_torch() -> None:
+    def stopped() -> TorchEncoder:
+        raise Interrupted("stopped by Ctrl-C")
+
+    def never() -> TorchEncoder:
+        raise AssertionError("it is not loaded again")
+
+    with pytest.raises(Interrupted):
+        fast_or_plain(stopped, never, "on torch")
+
+
+def test_why_a_model_is_not_converted_is_the_models_own_word() -> None:
+    said = "Couldn't get TorchScript module by tracing.\nException:\nno such head\nPlease check correctness of provided"
+    assert reason(RuntimeError(f"{said} 'example_input'.\n You can also provide ...")) == "RuntimeError: no such head"

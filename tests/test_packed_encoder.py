@@ -6,13 +6,16 @@ On the CPU, with an attention a document in the place of varlen attention: what 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import small_encoders as small
 import tiny
+import torch
 from test_encoder_parity import LENGTHS, alone, pieces_of, sequences
 
+from batchnlp.backends import packed_encoder
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.packed_attention import Unsupported
 from batchnlp.backends.packed_encoder import PackedEncoder, make
@@ -83,3 +86,36 @@ def test_packed_batches_hold_the_budget_and_everything_once() -> None:
     assert all(batch.tokens == lengths[batch.index].sum() for batch in batches)
     halves = halve(batches[2], lengths)
     assert [half.tokens for half in halves] == [40, 60]
+
+
+def leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents of a batch see each other."""
+    attend = packed_encoder.attend
+
+    def leaking(*args: Any, **more: Any) -> Any:
+        borders = packed_encoder._state.borders
+        end = borders.ends[-1]
+        packed_encoder._state.borders = packed_encoder.Borders(torch.tensor([0, end]), [0, end], end)
+        try:
+            return attend(*args, **more)
+        finally:
+            packed_encoder._state.borders = borders
+
+    monkeypatch.setattr(packed_encoder, "attend", leaking)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["scores", "token_scores"])
+def test_documents_that_see_each_other_are_noticed_beside_a_strong_bias(
+    kind: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As heads have it that were trained on classes of unlike sizes: all answers look alike, whoever looks at all of them."""
+    model = small.save("bert", kind, tmp_path)
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([-30.0, 0.0, 30.0]))
+    model.save_pretrained(tmp_path)
+    files, resolved = resolve_model(str(tmp_path), None), Resolved("cpu", dtype, "torch", 100, "")
+    PackedEncoder(files, resolved, kind, 1)
+    leak(monkeypatch)
+    with pytest.raises(Unsupported, match="differ"):
+        PackedEncoder(files, resolved, kind, 1)

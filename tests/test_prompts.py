@@ -11,7 +11,7 @@ import tiny_writers
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.errors import ModelError, SpecError
 from batchnlp.tasks.chat_template import chat_template, check_system
-from batchnlp.tasks.prompts import LONGEST, LONGEST_TEMPLATE, Template, TemplateFault
+from batchnlp.templates import LONGEST, LONGEST_TEMPLATE, Template, TemplateFault
 
 
 def render(source: str, **values: object) -> str:

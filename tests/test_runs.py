@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -26,12 +27,12 @@ import tiny
 from processes import DEADLINE, commits, start, wait_for_commits
 
 import batchnlp
-from batchnlp import registry
+from batchnlp import failpoints, registry
 from batchnlp.backends.device import usable_cpus
 from batchnlp.data.collect import tables
 from batchnlp.data.verify import verify
 from batchnlp.engine import signals
-from batchnlp.engine.driver import Progress, RunResult
+from batchnlp.engine.computing import Progress, RunResult
 from batchnlp.engine.signals import Interrupt, keep_signals, watch_signals
 from batchnlp.errors import Interrupted, SourceError, UsageError
 
@@ -110,6 +111,27 @@ def test_sigkill_of_the_driver_inline(docs: Path, classifier: str, tmp_path: Pat
     assert assert_resumes(spec, out, undisturbed).resolved["tokens_per_batch"] == 77
 
 
+def test_sigkill_of_the_driver_around_its_records(
+    docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table
+) -> None:
+    """One kill after the other in the same output; fifty at random times are in `make chaos`."""
+    print("seed", seed := time.time_ns() % 1000)  # noqa: T201 - what a failure needs to be seen again
+    draw = random.Random(seed)
+    spec, before = job(docs, out := tmp_path / "out", classifier), dict[int, str]()
+    for point in ("commit", "committed", "published", "manifest", "success"):
+        times = draw.randint(1, 40) if point[0] in "cp" else 1
+        process = start(tmp_path, spec, **{failpoints.VARIABLE: f"{point}=kill@{times}"})
+        process.communicate(timeout=DEADLINE)
+        assert process.returncode == -signal.SIGKILL, point
+        assert before.items() <= commits(out).items(), "what is committed is not touched"
+        before = commits(out)
+    assert batchnlp.run(spec).status == "done"
+    assert commits(out) == before
+    assert (out / "_SUCCESS").exists()
+    assert verify(str(out)).problems == []
+    assert_equal(table(out), undisturbed)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_first_signal_drains(
     number: signal.Signals, code: int, docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table
@@ -184,6 +206,26 @@ def test_sigkill_of_a_replica(docs: Path, classifier: str, tmp_path: Path, undis
     assert_equal(table(out), undisturbed)
 
 
+def test_sigkill_of_replicas_in_each_of_their_phases(
+    docs: Path, classifier: str, tmp_path: Path, undisturbed: pa.Table
+) -> None:
+    """Seven of them in one run, which goes on by itself; nothing that is committed is computed again."""
+    spec = job(docs, out := tmp_path / "out", classifier, "ray", replicas=2)
+    phases = {"load": 1, "read": 6, "encode": 3, "forward": 5, "write": 2, "written": 4, "handed": 3}
+    points = ";".join(f"{name}=kill@{times}#{tmp_path / name}" for name, times in phases.items())
+    process = start(tmp_path, spec, **{failpoints.VARIABLE: points})
+    stdout, stderr = process.communicate(timeout=2 * DEADLINE)
+    assert process.returncode == 0, stderr
+    last = json.loads(stdout.splitlines()[-1])
+    assert (last["status"], last["shards"], last["resumed"]) == ("done", ROWS // PER_SHARD, 0)
+    assert f"{len(phases)} replicas lost" in last["notes"]
+    under_way = [int(count) for count in re.findall(r"was lost, with (\d+) shards? under way", stderr)]
+    assert len(under_way) == len(phases)
+    assert max(under_way) <= 5, "read, waiting, in the model, waiting, being written"
+    assert verify(str(out)).problems == []
+    assert_equal(table(out), undisturbed)
+
+
 def replicas_of(driver: int) -> list[psutil.Process]:
     """The Ray workers of a driver that run a replica."""
     found = []
@@ -212,6 +254,45 @@ def test_two_nodes(ray_cluster: Any, docs: Path, classifier: str, tmp_path: Path
     result = batchnlp.run(spec, strike)
     assert (result.status, result.rows, result.dead) == ("done", ROWS, 3)
     assert killed[0] < ROWS // PER_SHARD
+    assert verify(str(out)).problems == []
+    assert_equal(table(out), undisturbed)
+
+
+@pytest.mark.parametrize("asked", ["auto", 2])
+def test_a_node_that_joins_in_mid_run_is_used(
+    asked: str | int,
+    docs: Path,
+    classifier: str,
+    tmp_path: Path,
+    undisturbed: pa.Table,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where more replicas were asked for than there was room for: it starts with what is there, and says so."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from batchnlp.engine import ray_runner
+
+    monkeypatch.setattr(ray_runner, "LOOK_SECONDS", 0.05)
+    monkeypatch.setenv(failpoints.VARIABLE, "forward=sleep:0.1")  # of the cluster's workers
+    cpus = usable_cpus() if asked == "auto" else max(usable_cpus() // 2, 1)  # of one replica
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "include_dashboard": False})
+    monkeypatch.delenv(failpoints.VARIABLE)
+    spec = job(docs, out := tmp_path / "out", classifier, "ray", replicas=asked, address=cluster.address)
+    said: list[str] = []
+
+    def join(progress: Progress) -> None:
+        said.extend([progress.message] * bool(progress.message))
+        if progress.rows_now and len(cluster.list_all_nodes()) == 1:
+            cluster.add_node(num_cpus=cpus)
+
+    try:
+        result = batchnlp.run(spec, join)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert ("a node has joined: 2 replicas now" if asked == "auto" else "there is room for 1 of 2 replicas") in said
+    assert (result.status, result.rows, result.resolved["replicas"]) == ("done", ROWS, 2)
     assert verify(str(out)).problems == []
     assert_equal(table(out), undisturbed)
 
@@ -411,7 +492,7 @@ class BrokenRunner:
     def wait(self, timeout: float) -> list[Any]:
         raise SourceError("the real error")
 
-    def progress(self) -> dict[str, float]:
+    def progress(self, timeout: float = 0.0) -> dict[str, float]:
         raise RuntimeError("another one, of no interest")
 
     def close(self) -> None:

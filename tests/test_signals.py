@@ -83,7 +83,14 @@ def test_while_spooling(classifier: str, tmp_path: Path) -> None:
     last = json.loads(stdout)
     assert (last["status"], last["exit_code"], last["rows"]) == ("stopped", 143, 0)
     assert list(out.glob("_batchnlp/*/spool/*")) == []
-    assert files(out) == {"plan.json", "current.json", "lock.json.guard"}
+    assert files(out) == {
+        "plan.json",
+        "current.json",
+        "lock.json.guard",
+        "run_results.json",
+        "invocations.json",
+        "_report.html",
+    }
 
 
 def test_in_preflight(corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +109,7 @@ def test_what_others_make_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         except Interrupted:
             raise ValueError("something broke") from None
 
-    monkeypatch.setattr(look, "open_ledgers", elsewhere)
+    monkeypatch.setattr(look, "ledgers", elsewhere)
     result = invoke("status", tmp_path, "--json")
     assert (result.exit_code, last_json(result)["error"]) == (130, "Interrupted")
     assert "Traceback" not in result.stderr
@@ -122,7 +129,7 @@ def test_one_that_got_lost_is_not_forgotten(
 
 
 def test_of_any_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look, "open_ledgers", lambda out: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(look, "ledgers", lambda out: signal.raise_signal(signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     result = invoke("status", tmp_path, "--json")
     assert (result.exit_code, last_json(result)["exit_code"]) == (143, 143)

@@ -1,5 +1,6 @@
 """How a corpus is cut: near-equal shards, tiny files joined, row groups respected, filters counted exactly."""
 
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -106,6 +107,18 @@ def test_filters_count_exactly(tmp_path: Path, name: str) -> None:
         assert [int(row) for doc in docs for row in doc.row] == expected
         assert [text for doc in docs for text in doc.text.to_pylist()] == [str(i) for i in expected]
     assert set(source.sample(50).text.to_pylist()) <= {str(i) for i in expected}
+
+
+def test_dates_in_filters_may_be_text(tmp_path: Path) -> None:
+    days = [datetime.date(2026, 3, day) for day in range(1, 31)]
+    columns = {"text": [str(day) for day in days], "day": days, "at": pa.array(days).cast(pa.timestamp("us"))}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=10)
+    for column in ("day", "at"):
+        for part in ((column, "==", "2026-03-05"), (column, "in", ["2026-03-05"]), (column, "==", days[4])):
+            (shard,) = (source := Source.open(config(tmp_path, filter=(part,)))).shards(None, 100, 10**6)
+            assert source.read(shard).text.to_pylist() == ["2026-03-05"]
+    with pytest.raises(SourceError, match=r"day == 'monday' does not fit the column's type date32"):
+        Source.open(config(tmp_path, filter=(("day", "==", "monday"),)))
 
 
 def test_groups_that_statistics_exclude_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

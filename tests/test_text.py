@@ -62,6 +62,15 @@ def test_batches_end_where_the_budget_does_or_lengths_fall(lengths: Any, budget:
         assert full or (4 * batch.tokens >= budget and following.length < ALIKE * batch.length)
 
 
+@given(LENGTHS, st.integers(1, 3000))
+def test_even_batches_hold_everything_once_and_pad_nothing(lengths: Any, budget: int) -> None:
+    batches = list(pack(lengths, budget, even=True))
+    assert sorted(int(i) for batch in batches for i in batch.index) == list(range(len(lengths)))
+    assert all((lengths[batch.index] == batch.length).all() for batch in batches)
+    for batch, following in itertools.pairwise(batches):
+        assert batch.tokens + batch.length > budget or following.length < batch.length
+
+
 @given(LENGTHS.filter(len), st.integers(1, 3000))
 def test_padding_is_the_share_of_executed_tokens(lengths: Any, budget: int) -> None:
     batches = list(pack(lengths, budget))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from batchnlp.data.deletes import set_deletes
 from batchnlp.data.ledger import Ledger, live, set_live, settle
 from batchnlp.data.parts import DEAD_SCHEMA, PartWriter
 from batchnlp.data.store import LocalStore, sha256_file
@@ -54,7 +55,7 @@ def write_output(
         gone = logged(pa.table(columns, names=table.schema.names[:-2]), len(live(store)) - 1, "delete")
         pq.write_table(gone.cast(table.schema), root / name)
         file = PartFile(name, len(deletes), (root / name).stat().st_size, sha256_file(str(root / name)), "delete")
-        ledger.set_deletes(file)
+        set_deletes(ledger, file)
     ledger.finish(ledger.commits(), {"job": job}, success=True)
     settle(store)
 

@@ -165,6 +165,14 @@ def merged(config: Any, decoding: Decoding) -> Any:
     return config
 
 
+def decoder_start(*configs: Any) -> int:
+    """The token that a decoder begins with, where there is an encoder beside it; what the first of the configs says."""
+    names = "decoder_start_token_id", "bos_token_id"
+    values = (getattr(config, name, None) for name in names for config in configs)
+    found = next((value for value in values if value is not None), 0)
+    return int(found[0] if isinstance(found, list) else found)
+
+
 def _as_set(value: Any) -> frozenset[int]:
     if value is None:
         return frozenset()

@@ -105,9 +105,8 @@ def _backend(asked: str, device: str, needs: str, model: ModelFiles) -> str:
     if not _can(asked):
         raise MissingExtraError.of(asked, asked)
     if asked == "auto":
-        writes_from_encoder = needs == "completions" and model.config.get("is_encoder_decoder")
         there = device == "cpu" and needs in registry.BACKENDS["openvino"] and _can("openvino")
-        return "openvino" if there and not writes_from_encoder else "torch"
+        return "openvino" if there else "torch"
     return asked
 
 

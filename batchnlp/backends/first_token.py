@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchnlp.backends.canary import deviation, padded, sequences
+
 Pick = Callable[[Tensor], Tensor]  # states of all tokens → [B, 1, H] those of the first ones
 
 
@@ -32,17 +34,21 @@ def hook_last_layer(model: Any, pick: Pick) -> list[Any]:
     ]
 
 
-def cut_last_layer(model: Any) -> list[Any]:
-    """Let the last layer compute the first token alone; the hooks that do, none if they would change an answer."""
-    example = _example(model)
-    with torch.inference_mode():
-        before = _first_state(model(**example))
-        hooks = hook_last_layer(model, first_of_padded)
-        try:
-            after = _first_state(model(**example))
-        except (RuntimeError, TypeError, IndexError):  # its attention takes or gives something else
-            after = torch.full_like(before, torch.nan)
-    far = (after - before).abs().max() / before.std().clamp(min=1e-6)
+def cut_last_layer(model: Any, limit: int) -> list[Any]:
+    """Let the last layer compute the first token alone; the hooks that do, none if they would change an answer. `limit` are
+    the tokens that the model takes."""
+    if _last_layer(model) is None:
+        return []
+    rows = sequences(model.config, limit)
+    ids, mask = (table.to(model.device) for table in padded(rows, int(model.config.pad_token_id or 0)))
+    hooks: list[Any] = []
+    try:
+        with torch.inference_mode():
+            before = _first_state(model(input_ids=ids, attention_mask=mask))
+            hooks = hook_last_layer(model, first_of_padded)
+            far = deviation(_first_state(model(input_ids=ids, attention_mask=mask)), before)
+    except Exception:  # noqa: BLE001 - its attention takes or gives something else: then it is left as it is
+        far = torch.nan
     if far <= (1e-3 if model.dtype == torch.float32 else 0.1):
         return hooks
     for hook in hooks:
@@ -57,16 +63,6 @@ def _last_layer(model: Any) -> Any:
         if all(hasattr(getattr(module, "attention", None), part) for part in ("self", "output"))
     ]
     return layers[-1] if layers else None
-
-
-def _example(model: Any) -> dict[str, Tensor]:
-    """Two sequences, one of them padded."""
-    generator = torch.Generator().manual_seed(7)
-    ids = torch.randint(model.config.vocab_size, (2, 9), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, 5:] = 0
-    ids[1, 5:] = model.config.pad_token_id
-    return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
 
 
 def _first_state(out: Any) -> Tensor:

@@ -34,6 +34,7 @@ class InFlight:
         self._slots, self._chooser = slots, chooser
         self._begin = begin if slots.seq2seq else None
         self._budget, self._tokens_per_batch = budget, tokens_per_batch
+        self._stretched = stretched_from(slots.model.config)
         self.most = self._limit = ROWS[slots.device.type]
         self.row_steps = self.prefilled = 0  # rows computed one token on, prompt tokens computed: for benchmarks
         self._worked = False
@@ -92,7 +93,8 @@ class InFlight:
             size = int(job.pieces.lengths[piece])
             need = max(need, size + int(job.limits[piece]) + self._slots.seq2seq)
             if (rows or self._rows) and (
-                (len(self._rows) + len(rows) + 1) * need > self._budget
+                need > self._stretched  # it, or the one that is there, must be alone
+                or (len(self._rows) + len(rows) + 1) * need > self._budget
                 or (rows and tokens + size > self._tokens_per_batch)
             ):
                 break
@@ -104,7 +106,7 @@ class InFlight:
     def _enter(self, rows: list[Row]) -> None:
         slots, base, began = self._slots, len(self._rows), perf_counter()
         job = rows[0].job
-        past = self._shared(job)
+        past = 0 if rows[0].need > self._stretched else self._shared(job)
         slots.reserve(base + len(rows), max(len(row.prompt) for row in rows), max(len(row.source) for row in rows))
         if past:
             slots.put_prefix(list(range(base, base + len(rows))))
@@ -191,28 +193,56 @@ class InFlight:
                 self._slots.move(len(rows), i, last.length, len(last.source))
                 rows[i] = last
 
+    def _remember(self, together: list[Row], rows: list[Row]) -> None:
+        """What did not fit is not tried again: so many positions, and so many prompt tokens at once where rows entered.
+
+        Positions, not rows: one long prompt must not leave its short companions to go one by one.
+        """
+        self._budget = min(self._budget, len(together) * max(row.need for row in together) // 2)
+        if entered := sum(len(row.prompt) + len(row.source) for row in rows if not row.new):
+            self._tokens_per_batch = min(self._tokens_per_batch, max(entered // 2, 1))
+
+    def _forget(self) -> None:
+        """Give the memory of all rows back, those that are to come again among them."""
+        self._slots.clear()
+        self._prefix = []
+        if self._slots.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _fail(self, error: Exception, rows: list[Row]) -> None:
         """Give up a row that is alone; otherwise begin those that were at work again, half as many at a time."""
         if isinstance(error, Aborted | BackendError):
             raise error
         memory = is_out_of_memory(error)
-        if memory and self._slots.device.type == "cuda":
-            torch.cuda.empty_cache()
-        code, message = judge(error, self._slots.device)
         together = [row for row in dict.fromkeys([*self._rows, *rows]) if row.max_new]  # less those that are answered
+        crowded = memory and self._slots.held > 2 * sum(row.need for row in together)  # by what others have left behind
         self._rows = []
+        if memory:
+            self._forget()
+        code, message = judge(error, self._slots.device)
         if not together:
             raise error
-        if len(together) == 1:
+        if len(together) == 1 and not crowded:
             row = together[0]
             row.job.fail(row.piece, code, message)
             self._suspects.clear()
             self._limit = self.most
             give_up(sum(len(job.failures) for job in self._jobs), self._worked, error, message)
             return
-        self._limit = max(len(together) // 2, 1)
-        if memory:
-            self.most = self._limit
+        if memory and len(together) > 1:
+            self._remember(together, rows)
+        if not memory:
+            self._limit = max(len(together) // 2, 1)
+            self._suspects.update((id(row.job), row.piece) for row in together)
         for row in reversed(together):
             row.job.pending.append(row.piece)
-            self._suspects.add((id(row.job), row.piece))
+
+
+def stretched_from(config: Any) -> int:
+    """Positions beyond which a model (of longrope) computes all of them otherwise, by the longest row of the call: then
+    what shares a call, or a prefix, would change answers."""
+    ropes = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    found = [
+        rope for rope in (ropes, *ropes.values()) if isinstance(rope, dict) and rope.get("rope_type") == "longrope"
+    ]
+    return min((int(rope["original_max_position_embeddings"]) for rope in found), default=1 << 62)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,12 @@ import torch
 from torch import Tensor
 
 from batchnlp.backends.answer import Answer
-from batchnlp.backends.canary import check_close
-from batchnlp.backends.openvino_library import load_openvino, reason
-from batchnlp.backends.packed_attention import Unsupported
+from batchnlp.backends.canary import check_close, padded, sequences, unpadded
+from batchnlp.backends.fallback import fast_or_plain
+from batchnlp.backends.openvino_library import load_openvino
 from batchnlp.backends.token_heads import BY_TOKEN
 from batchnlp.backends.torch_encoder import TorchEncoder, _Flight
 from batchnlp.types import Batch, Decoding, ModelFiles, Pieces, Resolved
-
-CANARY = (3, 17, 40)  # lengths of the sequences that the two are compared on, in one padded batch
 
 
 def make(
@@ -33,13 +32,11 @@ def make(
 ) -> TorchEncoder:
     """The encoder on OpenVINO; where it does not do this model justice, on torch."""
     openvino = load_openvino()
-    try:
-        return OpenVinoEncoder(openvino, model, resolved, kind, threads)
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong with the canary, torch is right
-        why = str(error) if isinstance(error, Unsupported) else reason(error)
-    encoder = TorchEncoder(model, resolved, kind, threads)
-    encoder.note = f"on torch, because OpenVINO does not run this model: {why}"
-    return encoder
+    return fast_or_plain(
+        lambda: OpenVinoEncoder(openvino, model, resolved, kind, threads),
+        lambda: TorchEncoder(model, resolved, kind, threads),
+        "on torch, because OpenVINO does not run this model",
+    )
 
 
 class _Whole(torch.nn.Module):  # type: ignore[misc]  # torch is not followed by mypy
@@ -63,12 +60,12 @@ class OpenVinoEncoder(TorchEncoder):
         super().__init__(model, resolved, kind, threads, dtype="float32")
         self._openvino = openvino
         self._typed = "token_type_ids" in inspect.signature(self._model.forward).parameters
-        example = self._canary()
+        rows = sequences(self._model.config, model.max_length)
+        example, part = self._example(rows), self._example([row[-9:] for row in rows[:2]])
         with torch.inference_mode():
             wanted = self._answer.whole(**example)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing, about shapes it takes for constants: the canary has others
-            part = {name: values[:2, :9] for name, values in example.items()}
             converted = openvino.convert_model(_Whole(self._answer), example_input=part)
         compiled = openvino.Core().compile_model(converted, "CPU", {
             "INFERENCE_PRECISION_HINT": "bf16" if resolved.dtype == "bfloat16" else "f32",
@@ -79,17 +76,14 @@ class OpenVinoEncoder(TorchEncoder):
         self._names = [next(name for name in example if name in port.get_names()) for port in compiled.inputs]
         self._ahead = threads
         self._idle = [compiled.create_infer_request() for _ in range(threads + 1)]
-        got = self._start(Batch(np.arange(len(CANARY)), max(CANARY)), example)
+        got = self._start(Batch(np.arange(len(rows)), max(map(len, rows))), example)
         got.wait()
-        check_close(got.host, wanted, resolved.dtype)
+        check_close(unpadded(got.host, rows), unpadded(wanted, rows), resolved.dtype)
         self._model = self._answer.model = None  # OpenVINO has the weights
 
-    def _canary(self) -> dict[str, torch.Tensor]:
-        lengths = torch.tensor(CANARY)
-        mask = (torch.arange(max(CANARY)) < lengths[:, None]).long()
-        generator = torch.Generator().manual_seed(5)
-        ids = torch.randint(self._model.config.vocab_size, mask.shape, generator=generator)
-        return self._complete({"input_ids": ids.where(mask.bool(), self._pad), "attention_mask": mask})
+    def _example(self, rows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        ids, mask = padded(rows, self._pad)
+        return self._complete({"input_ids": ids, "attention_mask": mask})
 
     def _complete(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The graph has no optional inputs."""

@@ -1,4 +1,4 @@
-"""Generation on OpenVINO: the torch model converted in memory, with paged attention; decoder-only models, on CPUs.
+"""Generation on OpenVINO: the torch model converted in memory, with paged attention; on CPUs.
 
 Which rows are in flight, how tokens are chosen, what happens when a row fails: all that is `in_flight` as on torch. Only
 the call is another one (see `paged`). A model that it does not run, or not as transformers does, is run on torch, and
@@ -10,10 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from batchnlp.backends.canary import compare
+from batchnlp.backends.fallback import fast_or_plain
 from batchnlp.backends.in_flight import ROWS, InFlight
-from batchnlp.backends.openvino_library import load_openvino, reason
+from batchnlp.backends.openvino_library import load_openvino
 from batchnlp.backends.packed_attention import Unsupported
 from batchnlp.backends.paged import PagedModel
+from batchnlp.backends.paged_seq2seq import PagedSeq2Seq
 from batchnlp.backends.torch_generator import TorchGenerator
 from batchnlp.types import Decoding, ModelFiles, Resolved
 
@@ -23,25 +25,19 @@ def make(
 ) -> TorchGenerator:
     """The generator on OpenVINO; where it does not do this model justice, on torch."""
     openvino = load_openvino()
-    try:
-        return OpenVinoGenerator(openvino, model, resolved, kind, threads, decoding)
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong with the canary, torch is right
-        why = str(error) if isinstance(error, Unsupported) else reason(error)
-    generator = TorchGenerator(model, resolved, kind, threads, decoding)
-    generator.note = "; ".join(
-        filter(None, [f"on torch, because OpenVINO does not run this model: {why}", generator.note])
+    return fast_or_plain(
+        lambda: OpenVinoGenerator(openvino, model, resolved, kind, threads, decoding),
+        lambda: TorchGenerator(model, resolved, kind, threads, decoding),
+        "on torch, because OpenVINO does not run this model",
     )
-    return generator
 
 
 class OpenVinoGenerator(TorchGenerator):
-    """One decoder-only model on the CPU."""
+    """One model on the CPU."""
 
     def __init__(
         self, openvino: Any, model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None
     ) -> None:
-        if model.config.get("is_encoder_decoder"):
-            raise Unsupported("it has an encoder")
         self._openvino, self._precision, self._threads = openvino, resolved.dtype, threads
         super().__init__(model, resolved, kind, threads, decoding, dtype="float32")
 
@@ -51,7 +47,8 @@ class OpenVinoGenerator(TorchGenerator):
         rows = ROWS["cpu"]
         budget = min(self._budget, rows * self._positions)
         room = budget + 2 * self._positions  # beside the rows: what their prompts begin with, and the one before
-        paged = PagedModel(self._openvino, self._model, self._precision, self._threads, rows, room)
+        kind = PagedSeq2Seq if self._seq2seq else PagedModel
+        paged = kind(self._openvino, self._model, self._precision, self._threads, rows, room)
         compare(paged, self._begin)
         paged.clear()
         self._model.to("meta")  # OpenVINO has the weights; the config and the processors are what is still asked for

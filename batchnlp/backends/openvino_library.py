@@ -16,9 +16,3 @@ def load_openvino() -> Any:
     except ImportError:
         raise MissingExtraError.of("openvino", "openvino") from None
     return openvino
-
-
-def reason(error: Exception) -> str:
-    """Why it does not run a model, in a line: its own errors are pages, the last line of which says what it is about."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"[:150]

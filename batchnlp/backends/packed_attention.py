@@ -46,6 +46,10 @@ class PackedModel(Protocol):
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def held(self) -> int:
+        """Positions that it keeps memory for, or just tried to."""
+
     def plain(self) -> AbstractContextManager[Any]:
         """The model as transformers would run it."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
-from batchnlp.backends.canary import check_close
+from batchnlp.backends.canary import check_close, each_alone, sequences
+from batchnlp.backends.fallback import fast_or_plain
 from batchnlp.backends.first_token import hook_last_layer
 from batchnlp.backends.model_files import first_position
 from batchnlp.backends.packed_attention import Unsupported
@@ -34,7 +35,6 @@ from batchnlp.text.encode import offsets, ranges
 from batchnlp.types import Batch, Decoding, Float32, Int64, ModelFiles, Pieces, Resolved
 
 NAME = "batchnlp_packed"
-CANARY = (3, 17, 40)
 _state = threading.local()  # the Borders of the call that this thread is in
 
 
@@ -53,13 +53,11 @@ def make(
     """The encoder that fits the device: packed on a GPU, whose varlen attention takes 16-bit numbers only."""
     if not resolved.device.startswith("cuda") or resolved.dtype == "float32":
         return TorchEncoder(model, resolved, kind, threads)
-    try:
-        return PackedEncoder(model, resolved, kind, threads)
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong with the canary, padded batches are right
-        why = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
-    encoder = TorchEncoder(model, resolved, kind, threads)
-    encoder.note = f"padded batches, because this model cannot be run packed: {why}"[:200]
-    return encoder
+    return fast_or_plain(
+        lambda: PackedEncoder(model, resolved, kind, threads),
+        lambda: TorchEncoder(model, resolved, kind, threads),
+        "padded batches, because this model cannot be run packed",
+    )
 
 
 class PackedEncoder(TorchEncoder):
@@ -74,18 +72,14 @@ class PackedEncoder(TorchEncoder):
             raise Unsupported("it takes no positions")
         self._typed = "token_type_ids" in parameters
         self._first_position = first_position(model.config)
-        pieces = _canary(int(self._model.config.vocab_size))
-        batch = Batch(np.arange(len(CANARY)), max(CANARY), sum(CANARY))
+        rows = sequences(self._model.config, model.max_length)
+        pieces = _pieces(rows)
+        batch = Batch(np.arange(len(rows)), max(map(len, rows)), len(pieces.ids))
         with torch.inference_mode():
-            wanted = self._rows_of(super()._computed(pieces, batch, pieces.lengths))
+            wanted = each_alone(self._answer.whole, [row.to(self.device) for row in rows])
             self._replace_attention()
-            check_close(self._computed(pieces, batch, pieces.lengths), wanted, resolved.dtype)
-
-    def _rows_of(self, padded: Tensor) -> Tensor:
-        """The padded answer to the canary as a packed one."""
-        if padded.ndim == 2:
-            return padded
-        return torch.cat([row[:size] for row, size in zip(padded, CANARY, strict=True)])
+            check_close(self._whole(pieces, batch, pieces.lengths), wanted, resolved.dtype)
+        self.note = ""  # what padding would change does not matter
 
     @property
     def _base(self) -> Any:
@@ -106,9 +100,18 @@ class PackedEncoder(TorchEncoder):
 
     def _computed(self, pieces: Pieces, batch: Batch, lengths: Any) -> Tensor:
         """[B, W] or [T, W], on the device."""
+        whole, word = self._whole(pieces, batch, lengths), None
+        if whole.ndim == 2:
+            return whole
+        if pieces.word is not None:
+            size = lengths[batch.index]
+            word = pieces.word[ranges(pieces.starts[batch.index], size)] + np.repeat(offsets(size)[:-1], size)
+        return self._answer.reduced(whole, None if word is None else self._row(word))[0]
+
+    def _whole(self, pieces: Pieces, batch: Batch, lengths: Any) -> Tensor:
+        """[B, W], or [1, T, labels] where tokens are judged."""
         size = lengths[batch.index]
-        where = ranges(pieces.starts[batch.index], size)
-        starts = offsets(size)
+        where, starts = ranges(pieces.starts[batch.index], size), offsets(size)
         nth = np.arange(len(where)) - np.repeat(starts[:-1], size)
         inputs = {
             "input_ids": self._row(pieces.ids[where]), "position_ids": self._row(nth + self._first_position),
@@ -116,24 +119,17 @@ class PackedEncoder(TorchEncoder):
         if self._typed:
             kinds = np.zeros(len(where)) if pieces.type_ids is None else pieces.type_ids[where]
             inputs["token_type_ids"] = self._row(kinds)
-        word = None
-        if pieces.word is not None:
-            word = self._row(pieces.word[where] + np.repeat(starts[:-1], size))
-        borders = Borders(self._row(starts)[0].int(), starts.tolist(), int(size.max()))
-        _state.borders = borders
+        _state.borders = borders = Borders(self._row(starts)[0].int(), starts.tolist(), int(size.max()))
         try:
-            return self._finished(inputs, borders, word)
+            out = self._model(**inputs)
         finally:
             _state.borders = None
-
-    def _finished(self, inputs: dict[str, Tensor], borders: Borders, word: Tensor | None) -> Tensor:
-        answer, out = self._answer, self._model(**inputs)
-        if answer.pooler is None:
-            whole = answer.read(out)
-            return answer.reduced(whole, word)[0] if whole.ndim == 3 else whole
+        pooler = self._answer.pooler
+        if pooler is None:
+            return self._answer.read(out)
         if self._first_only:
-            return answer.pooler(out.last_hidden_state, None)
-        return answer.pooler.packed(out.last_hidden_state[0], borders.starts)
+            return pooler(out.last_hidden_state, None)
+        return pooler.packed(out.last_hidden_state[0], borders.starts)
 
     def _row(self, values: Any) -> Tensor:
         """[1, n] int64 on the device."""
@@ -144,10 +140,10 @@ class PackedEncoder(TorchEncoder):
         return ranges(pieces.starts[batch.index], pieces.lengths[batch.index]), answer
 
 
-def _canary(vocabulary: int) -> Pieces:
-    ids = np.random.default_rng(5).integers(vocabulary, size=sum(CANARY)).astype(np.int32)
-    n = len(CANARY)
-    return Pieces(ids, offsets(np.array(CANARY)), np.arange(n, dtype=np.int32), np.ones(n, np.int32))
+def _pieces(rows: Sequence[Tensor]) -> Pieces:
+    n = len(rows)
+    ids = torch.cat(list(rows)).numpy().astype(np.int32)
+    return Pieces(ids, offsets(np.array([*map(len, rows)])), np.arange(n, dtype=np.int32), np.ones(n, np.int32))
 
 
 def _first_tokens(states_1TH: Tensor) -> Tensor:

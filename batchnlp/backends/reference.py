@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from batchnlp.backends.answer import Answer, Pooler
-from batchnlp.backends.decoding import Chooser
+from batchnlp.backends.decoding import Chooser, decoder_start
 from batchnlp.backends.generation import answer_limits
 from batchnlp.backends.token_heads import BY_TOKEN
 from batchnlp.backends.torch_model import TorchBackend, judge, load_model
@@ -61,7 +61,7 @@ class Reference(TorchBackend):
         self._positions, self._path = model.max_length, model.path
         self._seq2seq = bool(self._model.config.is_encoder_decoder)
         self._chooser = Chooser(self._model, self.decoding, model.path) if kind == "completions" else None
-        self._begin = _decoder_start(self._model) if self._chooser else 0
+        self._begin = decoder_start(self._model.generation_config, self._model.config) if self._chooser else 0
 
     # --- encoders
 
@@ -172,10 +172,3 @@ class Reference(TorchBackend):
         """[new] how far the same two tokens of each place are apart here."""
         two = self._logits(prompt, read.ids, len(read.best)).gather(1, torch.from_numpy(read.best).to(self.device))
         return np.asarray((two[:, 0] - two[:, 1]).cpu().numpy(), np.float32)
-
-
-def _decoder_start(model: Any) -> int:
-    """The token that a decoder begins with, where there is an encoder beside it."""
-    names = "decoder_start_token_id", "bos_token_id"
-    values = (getattr(config, name, None) for config in (model.generation_config, model.config) for name in names)
-    return next((int(value) for value in values if isinstance(value, int)), 0)

@@ -19,7 +19,7 @@ model is run in static batches.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,15 +35,15 @@ NAME = "batchnlp_slots"
 CROSS = {"encoder_attn", "EncDecAttention"}  # what models call their cross-attention
 
 
-class _Pass(EncoderDecoderCache):  # type: ignore[misc]  # transformers is not followed by mypy
-    """Hands keys and values through, because the attention function stores them. With `known` sources their
-    projections are not computed again."""
+class Pass(EncoderDecoderCache):  # type: ignore[misc]  # transformers is not followed by mypy
+    """Hands keys and values through, because the attention function stores them. With `known` sources those of
+    `layers` are handed on, and their projections are not computed again."""
 
-    def __init__(self, layers: int, known: bool, like: Tensor) -> None:
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], known: bool) -> None:
         self.self_attention_cache = _Through()
         self.cross_attention_cache = _Through()
-        self.cross_attention_cache.layers = [_Empty(like) for _ in range(layers)]
-        self.is_updated = dict.fromkeys(range(layers), known)
+        self.cross_attention_cache.layers = [_Known(*layer) for layer in layers]
+        self.is_updated = dict.fromkeys(range(len(layers)), known)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are ours."""
@@ -60,9 +60,9 @@ class _Through(DynamicCache):  # type: ignore[misc]
         return 0
 
 
-class _Empty:
-    def __init__(self, like: Tensor) -> None:
-        self.keys = self.values = like
+class _Known:
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
 
 
 class SlotModel:
@@ -76,26 +76,14 @@ class SlotModel:
         self._plain = model.config._attn_implementation
         self._kv: dict[Any, tuple[Tensor, Tensor]] = {}  # attention module → [S, K, L, D] twice
         self._prefix: dict[Any, tuple[Tensor, Tensor]] = {}  # [K, P, D] of what all prompts begin with
-        self._cross = {m for name, m in model.named_modules() if name.rsplit(".", 1)[-1] in CROSS}
-        self._layers = int(getattr(model.config, "decoder_layers", 0) or getattr(model.config, "num_decoder_layers", 0))
-        if self.seq2seq and len(self._cross) != self._layers:
-            raise Unsupported("its cross-attention is not where it is known")
+        self._cross = set(cross_attention(model)) if self.seq2seq else set()
+        self._layers = len(self._cross)
         AttentionInterface.register(NAME, attend)
         model.set_attn_implementation(NAME)
         if model.config._attn_implementation != NAME:
             raise Unsupported("its attention cannot be replaced")
         if self.seq2seq:
-            self._own_positions()
-
-    def _own_positions(self) -> None:
-        """Decoders and encoders that count positions themselves, or the distances between them, leave that to the step."""
-        for stack in (self.model.get_encoder(), self.model.get_decoder()):
-            embed = getattr(stack, "embed_positions", None)
-            if embed is not None:
-                embed.forward = _Positions(embed, self.model.config, self.device)
-            for module in stack.modules():
-                if hasattr(module, "compute_bias"):
-                    module.compute_bias = _NoBias(module)
+            own_positions(model)
 
     @contextmanager
     def plain(self) -> Iterator[Any]:
@@ -139,7 +127,7 @@ class SlotModel:
             states = torch.zeros(1, 1, self.model.config.hidden_size, device=self.device, dtype=self.dtype)
         out = self.model(
             encoder_outputs=BaseModelOutput(last_hidden_state=states), decoder_input_ids=ids[None], use_cache=True,
-            past_key_values=_Pass(self._layers, known, like),
+            past_key_values=Pass([(like, like)] * self._layers, known),
         )  # fmt: skip
         return torch.as_tensor(out.logits[0] if keep is None else out.logits[0, keep])
 
@@ -152,6 +140,11 @@ class SlotModel:
             under_way.model = under_way.step = None
 
     # --- slots
+
+    @property
+    def held(self) -> int:
+        """Positions that it keeps memory for, or just tried to: the most rows there ever were, as long as the longest."""
+        return self.slots * (self.length + self.source_length)
 
     def clear(self) -> None:
         """Forget all rows and give their memory back."""
@@ -198,6 +191,26 @@ class SlotModel:
         return module in self._cross
 
 
+def cross_attention(model: Any) -> list[Any]:
+    """The modules with which a decoder looks at its source, one a layer."""
+    found = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in CROSS]
+    config = model.config
+    if len(found) != int(getattr(config, "decoder_layers", 0) or getattr(config, "num_decoder_layers", 0)):
+        raise Unsupported("its cross-attention is not where it is known")
+    return found
+
+
+def own_positions(model: Any) -> None:
+    """Decoders and encoders that count positions themselves, or the distances between them, leave that to the step."""
+    for stack in (model.get_encoder(), model.get_decoder()):
+        embed = getattr(stack, "embed_positions", None)
+        if embed is not None:
+            embed.forward = _Positions(embed, model.config, model.device)
+        for module in stack.modules():
+            if hasattr(module, "compute_bias"):
+                module.compute_bias = _NoBias(module)
+
+
 def _enough(have: int, need: int) -> int:
     """Grown by half at least, so that what is there is not copied for every token."""
     return have if need <= have else max(need, have + have // 2)
@@ -221,11 +234,13 @@ class _Positions:
             self._table = embed.forward(ids.shape if shape else ids).reshape(count, -1)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """[1, T, hidden], or the original's answer when the model is called in another way."""
+        """[1, T, hidden] (of padded positions [B, L, hidden]), or the original's answer when the model is called in another
+        way."""
         step: Step | None = getattr(under_way, "step", None)
         if step is None:
             return torch.as_tensor(self._original(*args, **kwargs))
-        return self._table[step.positions][None]
+        found = self._table[step.positions]
+        return found if step.positions.ndim == 2 else found[None]
 
 
 class _NoBias:

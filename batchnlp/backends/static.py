@@ -50,7 +50,8 @@ class StaticBatches:
                 batch = self._next(job)
                 self._try(job, batch)
                 job.seconds += (seconds := perf_counter() - began)
-                on_batch(len(batch), job.tokens - tokens, job.tokens - tokens, seconds)
+                rows = sum(1 + len(job.twins.get(piece, ())) for piece, _ in batch)
+                on_batch(rows, job.tokens - tokens, job.tokens - tokens, seconds)
             yield job.key, job.result(self._padding)
 
     def _next(self, job: Job) -> list[tuple[int, int]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from batchnlp.backends.answer import Answer, Pooler
 from batchnlp.backends.base import Aborted
+from batchnlp.backends.canary import padding_changes
 from batchnlp.backends.first_token import cut_last_layer
 from batchnlp.backends.token_heads import BY_TOKEN, token_rows
 from batchnlp.backends.torch_model import TorchBackend, give_up, is_out_of_memory, judge, load_model
@@ -80,9 +82,14 @@ class TorchEncoder(TorchBackend):
         self._model = load_model(model, getattr(torch, dtype or resolved.dtype), kind).to(self.device)
         pooler = Pooler(model, self.device) if kind == "vectors" else None
         self._answer = Answer(self._model, kind, pooler)
-        self._cut = cut_last_layer(self._model) if self._first_only else []
+        self._cut = cut_last_layer(self._model, model.max_length) if self._first_only else []
         self._pad = int(self._model.config.pad_token_id or 0)
         self._worked = False
+        self._even = padding_changes(
+            self._answer.whole, self._model.config, model.max_length, self.device, dtype or resolved.dtype
+        )
+        if self._even:
+            self.note = "batches of one length each, because padding would change this model's answers"
         self._ahead = int(self.device.type == "cuda")  # batches that are launched before the last one is awaited
 
     def run(self, feed: Feed) -> Iterator[tuple[Any, Raw]]:
@@ -94,46 +101,56 @@ class TorchEncoder(TorchBackend):
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not followed by mypy
     def forward(self, pieces: Pieces, known: Known | None = None) -> Raw:
-        """All pieces of a shard. A GPU computes a batch while the next one is made ready."""
-        lengths, executed, tokens = pieces.lengths, 0, 0
-        began = last = perf_counter()
+        """All pieces of a shard."""
+        began = perf_counter()
         twins = _twins(pieces, known)
-        waiting = deque(replace(batch, index=twins.asked[batch.index]) for batch in self._batches(lengths[twins.asked]))
-        flying: deque[_Flight] = deque()
-        answers: list[tuple[Batch, Any]] = []
-        failed: dict[int, tuple[str, str]] = {}  # piece → code and message
-        while waiting or flying:
-            if self.aborted():
-                raise Aborted
-            launch = bool(waiting) and len(flying) <= self._ahead
-            batch = waiting.popleft() if launch else flying[0].batch
-            if launch and batch.tokens > self.tokens_per_batch and len(batch.index) > 1:
-                waiting.extendleft(reversed(halve(batch, lengths)))  # the budget has shrunk since it was packed
-                continue
-            try:
-                if launch:
-                    flying.append(self._launch(pieces, batch, lengths))
-                    continue
-                answers.append((batch, _landed(flying.popleft())))
-            except Exception as error:  # noqa: BLE001 - whatever a model raises, it is about these documents
-                self._fail(error, batch, pieces, waiting, failed)
-                continue
-            self._worked = True
-            real = int(lengths[batch.index].sum())
-            executed, tokens = executed + batch.tokens, tokens + real
-            now = perf_counter()
-            self.on_batch(len(batch.index), real, batch.tokens, now - last)
-            last = now
+        answers, failed = self._answers(pieces, twins.asked)
         self.on_batch(len(pieces) - len(twins.asked), 0, 0, 0.0)
-        values = self._gather(answers, pieces)
-        by_token = self.kind in BY_TOKEN
-        values = values[ranges(pieces.starts[twins.first], lengths)] if by_token else _shared(twins, values, known)
+        values, by_token = self._gather(answers, pieces), self.kind in BY_TOKEN
+        values = (
+            values[ranges(pieces.starts[twins.first], pieces.lengths)] if by_token else _shared(twins, values, known)
+        )
         failures = [
             Failure(doc, "forward", *reason)
             for piece, reason in failed.items()
             for doc in np.unique(pieces.doc[twins.first == piece]).tolist()
         ]
+        tokens = sum(int(pieces.lengths[batch.index].sum()) for batch, _ in answers)
+        executed = sum(batch.tokens for batch, _ in answers)
         return Raw(self.kind, values, tuple(failures), tokens, executed, perf_counter() - began)
+
+    def _answers(self, pieces: Pieces, asked: Int64) -> tuple[list[tuple[Batch, Any]], dict[int, tuple[str, str]]]:
+        """(what each batch was answered, why pieces have no answer); a GPU computes one while the next is made ready."""
+        lengths, last = pieces.lengths, perf_counter()
+        waiting = deque(replace(batch, index=asked[batch.index]) for batch in self._batches(lengths[asked]))
+        flying: deque[_Flight] = deque()
+        answers: list[tuple[Batch, Any]] = []
+        failed: dict[int, tuple[str, str]] = {}
+        try:
+            while waiting or flying:
+                if self.aborted():
+                    raise Aborted
+                launch = bool(waiting) and len(flying) <= self._ahead
+                batch = waiting.popleft() if launch else flying[0].batch
+                if launch and batch.tokens > self.tokens_per_batch and len(batch.index) > 1:
+                    waiting.extendleft(reversed(halve(batch, lengths)))  # the budget has shrunk since it was packed
+                    continue
+                try:
+                    if launch:
+                        flying.append(self._launch(pieces, batch, lengths))
+                        continue
+                    answers.append((batch, _landed(flying.popleft())))
+                except Exception as error:  # noqa: BLE001 - whatever a model raises, it is about these documents
+                    self._fail(error, batch, pieces, waiting, failed)
+                    continue
+                self._worked, now = True, perf_counter()
+                self.on_batch(len(batch.index), int(lengths[batch.index].sum()), batch.tokens, now - last)
+                last = now
+        finally:
+            for flight in flying:  # where the run ends early: their memory is written to until they are done
+                with suppress(Exception):
+                    flight.wait()
+        return answers, failed
 
     def _fail(
         self, error: Exception, batch: Batch, pieces: Pieces, waiting: deque[Batch], failed: dict[int, tuple[str, str]]
@@ -159,7 +176,7 @@ class TorchEncoder(TorchBackend):
 
     def _batches(self, lengths: Int64) -> Iterator[Batch]:
         """What goes through the model together."""
-        return pack(lengths, self.tokens_per_batch)
+        return pack(lengths, self.tokens_per_batch, even=self._even)
 
     def _launch(self, pieces: Pieces, batch: Batch, lengths: Any) -> _Flight:
         """Begin with a batch; its answer comes to host memory by itself, so that its errors show one batch later."""

@@ -15,13 +15,14 @@ import torch
 
 from batchnlp.backends.base import One
 from batchnlp.backends.canary import compare
-from batchnlp.backends.decoding import Chooser
+from batchnlp.backends.decoding import Chooser, decoder_start
+from batchnlp.backends.fallback import reason
 from batchnlp.backends.generation import Job, answer_limits
 from batchnlp.backends.in_flight import InFlight
-from batchnlp.backends.packed_attention import Unsupported
 from batchnlp.backends.slots import SlotModel
 from batchnlp.backends.static import StaticBatches
 from batchnlp.backends.torch_model import TorchBackend, load_model
+from batchnlp.errors import BatchnlpError
 from batchnlp.types import Completions, Decoding, Feed, ModelFiles, Pieces, Resolved
 
 MEMORY = 0.25  # of what is free, for keys and values
@@ -39,8 +40,7 @@ class TorchGenerator(TorchBackend):
         self._positions = model.max_length
         self._model = load_model(model, getattr(torch, dtype or resolved.dtype), kind).to(self.device)
         self._chooser = Chooser(self._model, self.decoding, model.path)
-        starts = "decoder_start_token_id", "bos_token_id"
-        self._begin = _first(self._chooser.config, *starts) or _first(self._model.config, *starts)
+        self._begin = decoder_start(self._chooser.config, self._model.config)
         self._budget = kv_tokens(self._model, self.device)
         self._seq2seq = bool(self._model.config.is_encoder_decoder)
         self.engine: InFlight | StaticBatches = self._in_flight() or StaticBatches(
@@ -55,10 +55,11 @@ class TorchGenerator(TorchBackend):
         try:
             slots = SlotModel(self._model)
             compare(slots, self._begin)
+        except BatchnlpError:
+            raise  # the run is to end
         except Exception as error:  # noqa: BLE001 - whatever goes wrong with the canary, static batches are right
             self._model.set_attn_implementation(before)
-            reason = str(error) if isinstance(error, Unsupported) else f"{type(error).__name__}: {error}"
-            self.note = f"static batches, because this model cannot be run in flight: {reason}"[:200]
+            self.note = f"static batches, because this model cannot be run in flight: {reason(error)}"
             return None
         slots.clear()
         return InFlight(slots, self._chooser, self._begin, self._budget, self.tokens_per_batch)
@@ -88,5 +89,4 @@ def kv_tokens(model: Any, device: torch.device) -> int:
 
 def _first(config: Any, *names: str) -> int:
     """The first of these attributes that is set; 0 where none is. Names differ between architectures."""
-    values = (getattr(config, name, None) for name in names)
-    return next((int(value[0] if isinstance(value, list) else value) for value in values if value is not None), 0)
+    return next((int(value) for name in names if (value := getattr(config, name, None)) is not None), 0)

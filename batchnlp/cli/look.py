@@ -4,35 +4,45 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 from batchnlp.cli.show import duration, message, print_json, print_table, reasons_of, size
 from batchnlp.data import collect as collecting
-from batchnlp.data.ledger import Ledger, fingerprints, open_ledgers, sums
-from batchnlp.data.lock import running
+from batchnlp.data.ledger import open_ledgers, sums
+from batchnlp.data.status import ledgers, status_of
 from batchnlp.data.verify import verify
-from batchnlp.errors import CorruptError, OutputError
+from batchnlp.errors import OutputError
 from batchnlp.job.spec import JobSpec
-from batchnlp.types import Part, many
+from batchnlp.types import many
 
-Found = TypeVar("Found")
-NAMED = 3  # damaged files that status names
+if TYPE_CHECKING:
+    from batchnlp.engine.estimate import Estimate
 
 
 def show_plan(
     spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False, explain: bool = False
 ) -> None:  # fmt: skip
     """Estimates of a job."""
-    from batchnlp.engine.estimate import Estimate, estimate
+    from batchnlp.engine.estimate import estimate
     from batchnlp.engine.planner import prepare
 
-    found: Estimate = estimate(prepare(spec), full=full, probe=probe, explain=explain)
+    found = estimate(prepare(spec), full=full, probe=probe, explain=explain)
     if as_json:
         print_json(asdict(found))
         return
+    print_table("", ("", ""), _plan_rows(found))
+    if not found.histogram:
+        return
+    most = max(found.histogram.values(), default=1)
+    print_table(
+        "\ntokens a document", ("", "", ""),
+        [(name, n, "#" * max(1, round(40 * n / most))) for name, n in found.histogram.items()],
+    )  # fmt: skip
+
+
+def _plan_rows(found: Estimate) -> list[tuple[str, str]]:
+    """The figures of an estimate, each with its name."""
     memory = ", ".join(f"{name} {size(n)}" for name, n in found.memory.items())
     eta = (
         "unknown; --probe measures it"
@@ -60,67 +70,30 @@ def show_plan(
     ]
     if found.resolved["backend"] == "http":
         unknown = "tokens", "over the limit", "padding", "memory a replica", "time"  # but to the server
-        rows = [row for row in rows if row[0] not in unknown]
-    print_table("", ("", ""), rows)
-    if not found.histogram:
-        return
-    most = max(found.histogram.values(), default=1)
-    print_table(
-        "\ntokens a document", ("", "", ""),
-        [(name, n, "#" * max(1, round(40 * n / most))) for name, n in found.histogram.items()],
-    )  # fmt: skip
+        return [row for row in rows if row[0] not in unknown]
+    return rows
 
 
 def show_status(out: str, as_json: bool) -> None:
     """Where the runs stand: those that are live, and those that are not, or not yet."""
-    standing = open_ledgers(out)
-    store, names = standing[0].store, [ledger.fingerprint for ledger in standing]
-    others = [Ledger(store, name) for name in fingerprints(store) if name not in names]
-    runs = [{**_status(ledger), "live": ledger in standing} for ledger in [*standing, *others]]
+    runs = [status_of(ledger, live) for ledger, live in ledgers(out)]
     if as_json:
-        print_json(runs[-1] if len(runs) == 1 else {"runs": runs})
+        print_json(asdict(runs[-1]) if len(runs) == 1 else {"runs": [asdict(run) for run in runs]})
         return
     for i, run in enumerate(runs):
         rows = [
-            ("run", f"{run['run']} ({run['job']}), {run['status']}{'' if run['live'] else ', not live'}"),
-            *(("damage", damage) for damage in run["damage"]),
-            ("shards", f"{run['shards_done']:,} of {_known(run['shards'])} done"),
-            ("rows", f"{run['rows_done']:,} of {_known(run['rows'])}: {_sum(run['ok'], run['dead'])}"),
-            *((f"dead: {code}", f"{n:,}") for code, n in sorted(run["codes"].items())),
+            ("run", f"{run.run} ({run.job}), {run.status}{'' if run.live else ', not live'}"),
+            *(("damage", damage) for damage in run.damage),
+            ("shards", f"{run.shards_done:,} of {_known(run.shards)} done"),
+            ("rows", f"{run.rows_done:,} of {_known(run.rows)}: {_sum(run.ok, run.dead)}"),
+            *((f"dead: {code}", f"{n:,}") for code, n in sorted(run.codes.items())),
         ]
-        if run["dead"]:
+        if run.dead:
             see = f"batchnlp collect {shlex.quote(out)} --dead -o -"
-            rows.append(("see them", see if run["live"] else f"the Parquet files in {run['dead_letters']}"))
+            rows.append(("see them", see if run.live else f"the Parquet files in {run.dead_letters}"))
+        if run.retries:
+            rows.append(("tried again", "once" if run.retries == 1 else f"{run.retries:,} times"))
         print_table("" if i == 0 else "\n", ("", ""), rows)
-
-
-def _status(ledger: Ledger) -> dict[str, Any]:
-    """What is known of a run; what is damaged is named, and hides nothing else."""
-    damage: list[str] = []
-    tree = _read(ledger.plan_tree, damage) or {}
-    plan, _ = (_read(ledger.plan, damage) if tree or not damage else None) or (None, None)
-    parts = [_read(partial(ledger.committed, shard), damage) for shard in ledger.committed_shards()]
-    total = sums(done := [part for part in parts if part is not None])
-    manifest = _read(ledger.manifest, damage)
-    if manifest is not None:  # by then all files are where they are read
-        damage += _lost(ledger, done)
-    holder = running(ledger.store)
-    unfinished = f"running (process {holder.pid} on {holder.host})" if holder else "incomplete"
-    state = unfinished if manifest is None else "done" if manifest["success"] else "failed"
-    return {
-        "status": "damaged" if damage else state, "run": ledger.run, "job": tree.get("job"),
-        "output": ledger.store.root, "shards": len(plan.shards) if plan else None, "shards_done": len(done),
-        "rows": plan.rows if plan else None, "rows_done": total["rows"], "ok": total["ok"], "dead": total["dead"],
-        "codes": total["codes"], "dead_letters": ledger.store.path(f"{ledger.control}/dead"), "damage": damage,
-    }  # fmt: skip
-
-
-def _lost(ledger: Ledger, parts: list[Part]) -> list[str]:
-    """What a look at names and sizes finds wrong with the files of parts."""
-    files = [file for part in parts for file in part.files]
-    found = [f"{ledger.store.path(file.name)} {damage}" for file in files if (damage := ledger.damage(file))]
-    more = len(found) - NAMED
-    return found if more <= 1 else [*found[:NAMED], f"and {more:,} files more; batchnlp verify names them all"]
 
 
 def _known(count: int | None) -> str:
@@ -129,14 +102,6 @@ def _known(count: int | None) -> str:
 
 def _sum(ok: int, dead: int) -> str:
     return f"{many(ok, 'result')} + {many(dead, 'dead letter')}"
-
-
-def _read(read: Callable[[], Found], damage: list[str]) -> Found | None:
-    try:
-        return read()
-    except (CorruptError, OutputError) as error:
-        damage.append(str(error))
-        return None
 
 
 def show_verdict(out: str, as_json: bool) -> int:

@@ -6,100 +6,16 @@ of an error too.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from batchnlp import __version__
-from batchnlp.cli.streams import discard
-from batchnlp.errors import BatchnlpError, Interrupted
+from batchnlp.cli.border import CONTEXT, Commands, Group
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 Command = Callable[..., Any]
-
-
-class Group(click.Group):
-    """Errors become one line and an exit code; commands are listed in the order they are used in."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of definition."""
-        return list(self.commands)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """A misspelt command is answered with the nearest one."""
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            from batchnlp.types import nearest  # brings pyarrow: only when there is something to suggest
-
-            near = nearest(args[0], list(self.commands))
-            hint = f"; did you mean {near}?" if near else "; see batchnlp --help"
-            raise click.UsageError(f"there is no command {args[0]}{hint}")
-        return super().resolve_command(ctx, args)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Remember whether a program reads along, before anything can fail."""
-        ctx.obj = "--json" in args
-        try:
-            return super().parse_args(ctx, args)
-        except click.ClickException as error:
-            _tell(ctx, error, error.exit_code, error.format_message())
-            raise
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """The CLI's border: nothing but a bug of ours leaves it as a traceback."""
-        from batchnlp.engine.signals import watch_signals
-
-        try:
-            with watch_signals(lambda error: _last_words(ctx, error)):
-                return super().invoke(ctx)
-        except BatchnlpError as error:
-            if not isinstance(error, Interrupted):  # which has said so when it came
-                _say(f"batchnlp: {error}")
-            _tell(ctx, error, error.exit_code, error.message, error.hint)
-            ctx.exit(error.exit_code)
-        except BrokenPipeError:
-            discard(sys.stdout)
-            ctx.exit(0)
-        except click.ClickException as error:
-            _tell(ctx, error, error.exit_code, error.format_message())
-            raise
-        except (click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:  # noqa: BLE001 - the CLI's border: what nobody foresaw is told whole, with its own exit code
-            _say(f"{traceback.format_exc()}batchnlp: this is a bug; what is committed is safe")
-            what = f"{type(error).__name__}: {error}"
-            _tell(ctx, error, BatchnlpError.exit_code, what, "this is a bug; what is committed is safe")
-            ctx.exit(BatchnlpError.exit_code)
-
-
-def _say(text: str, *, err: bool = True) -> None:
-    """A line, whether or not somebody reads it."""
-    try:
-        click.echo(text, err=err)
-    except OSError:
-        discard(sys.stderr if err else sys.stdout)
-
-
-def _tell(ctx: click.Context, error: BaseException, exit_code: int, message: str, hint: str = "") -> None:
-    """With --json, the error as the last line on stdout."""
-    if ctx.obj:
-        _say(_json_of(error, exit_code, message, hint), err=False)
-
-
-def _last_words(ctx: click.Context, error: Interrupted) -> None:
-    """The same from a signal handler, which must not meddle with sys.stdout."""
-    if ctx.obj:
-        os.write(1, f"{_json_of(error, error.exit_code, error.message, error.hint)}\n".encode())
-
-
-def _json_of(error: BaseException, exit_code: int, message: str, hint: str) -> str:
-    status = "stopped" if isinstance(error, Interrupted) else "error"
-    tree = {"status": status, "exit_code": exit_code, "error": type(error).__name__, "message": message, "hint": hint}
-    return json.dumps(tree)
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
@@ -183,12 +99,14 @@ _one_off("chat", "Let a chat model answer each document or conversation.")
 @click.argument("spec")
 @mode_option
 @set_option
+@click.option("--date", metavar="DATE", help="The run's date, as 2026-11-24; today without it.")
+@click.option("--backfill", nargs=2, metavar="FROM TO", help="One run for each of these dates and those between.")
 @json_option
-def run(spec: str, mode: str | None, settings: tuple[str, ...], as_json: bool) -> None:
+def run(spec: str, as_json: bool, **flags: Any) -> None:
     """Run the job in the file SPEC; again: resume it."""
     from batchnlp.cli.run import run_file
 
-    sys.exit(run_file(spec, mode, settings, as_json))
+    sys.exit(run_file(spec, flags, as_json))
 
 
 @main.command()
@@ -228,6 +146,17 @@ def status(out: str, as_json: bool) -> None:
     from batchnlp.cli.look import show_status
 
     show_status(out, as_json)
+
+
+@main.command()
+@click.argument("out")
+@set_option
+@json_option
+def retry(out: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Try the dead letters in OUT again, those that may fare better; where the job ran, with the same files there."""
+    from batchnlp.cli.run import retry_dead
+
+    sys.exit(retry_dead(out, settings, as_json))
 
 
 @main.command()
@@ -277,6 +206,19 @@ def load(out: str, kind: str, settings: tuple[str, ...], as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("outs", nargs=-1, required=True, metavar="OUT...")
+@click.option("--compare", is_flag=True, help="What differs between the last runs of two outputs.")
+@click.option("-o", "--output", metavar="FILE", help="The file to write, or - for stdout; OUT/_report.html without it.")
+@click.option("--columns", help="Kept columns that sample rows show too, separated by commas; they may hold documents.")
+@json_option
+def report(outs: tuple[str, ...], compare: bool, output: str | None, columns: str | None, as_json: bool) -> None:
+    """Write a page on how the last run in OUT went, what it found, and what changed since the one before."""
+    from batchnlp.cli.report import write_report
+
+    write_report(outs, compare, output, columns, as_json)
+
+
+@main.command()
 @click.argument("spec")
 @set_option
 @click.option("--any-dtype", is_flag=True, help="Try float32 and bfloat16 where the job leaves the dtype open.")
@@ -286,6 +228,58 @@ def bench(spec: str, settings: tuple[str, ...], any_dtype: bool, as_json: bool) 
     from batchnlp.cli.bench import show_bench
 
     show_bench(spec, settings, any_dtype, as_json)
+
+
+@main.group(cls=Commands)
+def schedule() -> None:
+    """Run jobs by the clock, or hand them to another scheduler."""
+
+
+_JOBS = click.argument("jobs", nargs=-1, required=True, metavar="JOB...")
+_STATE = click.option(
+    "--state",
+    default="schedule/state.json",
+    metavar="FILE",
+    help="Where it is kept what ran last; schedule/state.json.",
+)
+
+
+@schedule.command("list")
+@_JOBS
+@_STATE
+@json_option
+def schedule_list(jobs: tuple[str, ...], state: str, as_json: bool) -> None:
+    """Tell when the jobs in these files and folders run next."""
+    from batchnlp.cli.schedule import show_schedule
+
+    show_schedule(jobs, state, as_json)
+
+
+@schedule.command("run")
+@_JOBS
+@_STATE
+def schedule_run(jobs: tuple[str, ...], state: str) -> None:
+    """Run the jobs in these files and folders when it is time, until a signal comes."""
+    from batchnlp.cli.schedule import run_schedule
+
+    sys.exit(run_schedule(jobs, state))
+
+
+TARGETS = ["cron", "systemd", "kubernetes", "rayjob", "airflow"]
+
+
+@schedule.command("export")
+@_JOBS
+@click.option("--to", "kind", required=True, type=click.Choice(TARGETS), help="The scheduler.")
+@click.option("-o", "--output", metavar="DIR", help="The directory for the files; without it they are printed.")
+@click.option("--image", help="kubernetes, rayjob: the container image with batchnlp in it.")
+@click.option("--claim", help="kubernetes, rayjob: the volume claim with the data.")
+@json_option
+def schedule_export(jobs: tuple[str, ...], kind: str, as_json: bool, **flags: Any) -> None:
+    """Write the jobs in these files and folders for another scheduler."""
+    from batchnlp.cli.schedule import export_schedule
+
+    export_schedule(jobs, kind, flags, as_json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, TextIO, cast
 
@@ -16,8 +17,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from batchnlp.cli.streams import Messages, discard
-from batchnlp.engine.driver import Progress, RunResult
+from batchnlp.cli.streams import Messages, discard, log_line, logs_json
+from batchnlp.engine.computing import Progress, RunResult
 from batchnlp.types import many
 
 FIRST_PLAIN = 5.0  # seconds until the first plain line; each wait is half as long again, up to
@@ -31,9 +32,14 @@ def console(*, stderr: bool = True) -> Console:
     return Console(stderr=stderr, file=file, soft_wrap=True, highlight=False)
 
 
-def message(text: str) -> None:
-    """One line on stderr."""
-    console().print(Text(text))
+def message(text: str, level: str = "info", **facts: Any) -> None:
+    """One line on stderr; `facts` are for a log."""
+    if not logs_json():
+        console().print(Text(text))
+    elif sys.stderr is not None:
+        stream = Messages(sys.stderr)
+        stream.write(log_line(text, level, **facts))
+        stream.flush()
 
 
 def print_json(value: Any) -> None:
@@ -85,7 +91,7 @@ class LiveLine:
         self._next, self._wait = FIRST_PLAIN, FIRST_PLAIN
 
     def __enter__(self) -> LiveLine:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not logs_json():
             self._live.start()
         return self
 
@@ -94,49 +100,59 @@ class LiveLine:
 
     def update(self, progress: Progress) -> None:
         """Draw or print."""
-        if progress.message:
+        if progress.message and not logs_json():
             self._console.print(Text(progress.message))
+        elif progress.message:
+            message(progress.message)
         if self._live.is_started:
             self._live.update(Text(line_of(progress), overflow="ellipsis", no_wrap=True))
         elif progress.seconds >= self._next:
-            self._console.print(Text(line_of(progress)))
+            message(line_of(progress), progress=asdict(progress))
             self._wait = min(self._wait * 1.5, LAST_PLAIN)
             self._next = progress.seconds + self._wait
 
 
 def print_summary(r: RunResult) -> None:
     """How the run went, on stderr."""
-    s = r.seconds
-    total = f"{many(r.rows, 'row')} = {many(r.rows - r.dead - r.reused, 'result')} + {many(r.dead, 'dead letter')}"
-    if r.changes:
-        total += f" + {r.reused:,} that stand; {r.deleted:,} deleted"
-    lines = [f"{r.status}: {total} in {r.output}"]
-    if r.message:
-        lines.append(r.message)
-    if r.changes:
-        told = ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in reasons_of(r.changes))
-        lines.append(f"changes: {told}")
-    if r.codes:
-        lines.append("dead letters: " + ", ".join(f"{code} {n:,}" for code, n in sorted(r.codes.items())))
-    if r.shards:
-        took = r.resolved
-        lines += [
-            f"{r.docs_per_second:,.1f} docs/s · {r.tokens_per_second:,.0f} tokens/s · padding {r.padding:.1%} · "
-            f"device busy {r.device_busy:.0%} · {took['replicas']} x {took['device']} · {took['why']}",
-            f"start-up {s['start']:.1f} s · encode {s['encode']:.1f} s · forward {s['forward']:.1f} s · "
-            f"write {s['write']:.1f} s · idle {s['idle']:.1f} s · total {s['total']:.1f} s "
-            "(stages overlap)",
-        ]  # fmt: skip
-    lines += r.notes
-    lines += [sink_line(sink) for sink in r.sinks]
+    lines = [*_counts(r), *_speed(r), *r.notes, *map(sink_line, r.sinks)]
     if r.cached:
         lines.append(f"from the cache: {many(r.cached, 'row')}")
     if r.resumed:
         lines.append(f"shards: {r.resumed:,} done before, {r.shards:,} now")
     if r.replaced:
         lines.append(f"replaced: {', '.join(f'run {run}' for run in r.replaced)}")
+    if logs_json():
+        message(lines[0], "info" if r.status == "done" else "error", results=asdict(r))
+        return
     for line in lines:
         message(line)
+
+
+def _counts(r: RunResult) -> Iterator[str]:
+    total = f"{many(r.rows, 'row')} = {many(r.rows - r.dead - r.reused, 'result')} + {many(r.dead, 'dead letter')}"
+    if r.changes:
+        total += f" + {r.reused:,} that stand; {r.deleted:,} deleted"
+    yield f"{r.status}: {total} in {r.output}"
+    if r.message:
+        yield r.message
+    if r.changes:
+        yield "changes: " + ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in reasons_of(r.changes))
+    if r.codes:
+        yield "dead letters: " + ", ".join(f"{code} {n:,}" for code, n in sorted(r.codes.items()))
+
+
+def _speed(r: RunResult) -> Iterator[str]:
+    if not r.shards:
+        return
+    took, s = r.resolved, r.seconds
+    yield (
+        f"{r.docs_per_second:,.1f} docs/s · {r.tokens_per_second:,.0f} tokens/s · padding {r.padding:.1%} · "
+        f"device busy {r.device_busy:.0%} · {took['replicas']} x {took['device']} · {took['why']}"
+    )
+    yield (
+        f"start-up {s['start']:.1f} s · encode {s['encode']:.1f} s · forward {s['forward']:.1f} s · "
+        f"write {s['write']:.1f} s · idle {s['idle']:.1f} s · total {s['total']:.1f} s (stages overlap)"
+    )
 
 
 def reasons_of(changes: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -11,8 +11,9 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import IO, Any, Literal, Protocol
 
 import numpy as np
@@ -20,11 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import Ledger, open_ledgers
 from batchnlp.data.parts import DEAD_SCHEMA, ROW_GROUP
 from batchnlp.data.store import explain_full, fsync, temporary_in
 from batchnlp.errors import CorruptError, OutputError
-from batchnlp.types import Part, PartFile
+from batchnlp.types import Part, PartFile, Retried
 
 Format = Literal["parquet", "csv", "jsonl"]
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet recognises a formula
@@ -33,13 +35,28 @@ TABLE_BYTES = 64 << 20  # tables are gathered up to this size before they are wr
 
 def read_part(ledger: Ledger, part: Part) -> pa.Table | None:
     """The results of one shard in input order; None where all its rows are dead letters."""
+    if not isinstance(part, Retried):
+        return _read_rows(ledger, part)
+    retries = part.layers[1:]
+    orders = [_read(ledger, layer, file) for layer in retries for file in layer.files if file.kind == "order"]
+    untouched = np.ones(part.rows, bool)
+    for order in orders:
+        untouched[np.asarray(order["place"])] = False
+    found = [np.flatnonzero(untouched), *(np.asarray(o["place"])[np.asarray(o["file"]) >= 0] for o in orders)]
+    tables = [table for layer in part.layers if (table := _read_rows(ledger, layer)) is not None]
+    return pa.concat_tables(tables).take(pa.array(np.argsort(np.concatenate(found)))) if tables else None
+
+
+def _read_rows(ledger: Ledger, part: Part) -> pa.Table | None:
+    """Those of a part that is not put together."""
     tables = [_read(ledger, part, f) for f in part.files if f.kind == "rows"]
     order = next((f for f in part.files if f.kind == "order"), None)
     if not tables:
         return None
-    if order is None:
+    if order is None or len(tables) == 1:
         return tables[0]
     which = np.asarray(_read(ledger, part, order)["file"])
+    which = which[which >= 0]
     back = np.empty(len(which), np.int64)
     back[np.argsort(which, kind="stable")] = np.arange(len(which))
     return pa.concat_tables(tables).take(pa.array(back))
@@ -53,21 +70,35 @@ def read_dead(ledger: Ledger, part: Part) -> pa.Table | None:
 def read_deletes(ledger: Ledger) -> Iterator[pa.Table]:
     """Of a log of changes the rows that a run takes away; they come before those that it brings."""
     hint = f"remove {ledger.store.path(ledger.control)}/manifest.json and run the job again; it is written anew"
-    return (_whole(ledger, file, hint) for file in ledger.deletes())
+    return (_whole(ledger, file, hint) for file in deletes(ledger))
 
 
-def _read(ledger: Ledger, part: Part, file: PartFile) -> pa.Table:
-    return _whole(ledger, file, ledger.redo_hint(part.shard))
+def read_columns(ledger: Ledger, part: Part, columns: Sequence[str], rows: int | None = None) -> Iterator[pa.Table]:
+    """Some columns (or leaves of them, as entities.list.element.label) of the results of a shard, a file at a time, in no
+    order; of each file the first `rows`, without it all."""
+    return (_read(ledger, part, file, columns, rows) for file in part.files if file.kind == "rows")
 
 
-def _whole(ledger: Ledger, file: PartFile, hint: str) -> pa.Table:
+def _read(
+    ledger: Ledger, part: Part, file: PartFile, columns: Sequence[str] | None = None, rows: int | None = None
+) -> pa.Table:
+    return _whole(ledger, file, ledger.redo_hint(part.shard), columns, rows)
+
+
+def _whole(
+    ledger: Ledger, file: PartFile, hint: str, columns: Sequence[str] | None = None, rows: int | None = None
+) -> pa.Table:
     path = ledger.store.path(file.name)
     if damage := ledger.damage(file):
         raise CorruptError(f"{path} {damage}", hint)
     try:
         # Not as a data set: the key=value folders are columns in the file already.
         with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
-            return parquet.read()
+            wanted = None if columns is None else list(columns)
+            if rows is None:
+                return parquet.read(wanted)
+            batches = list(islice(parquet.iter_batches(rows, columns=wanted), 1))
+            return pa.Table.from_batches(batches, None if parquet.metadata.num_rows else parquet.schema_arrow)
     except PermissionError:
         raise OutputError(f"{path} cannot be read: permission denied", "make it readable") from None
     except (OSError, pa.ArrowException) as error:

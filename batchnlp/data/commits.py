@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from batchnlp.data.store import LocalStore
-from batchnlp.types import Part
+from batchnlp.types import Part, Retried
 
 
 @dataclass(slots=True)
@@ -64,6 +64,23 @@ class Tally:
         """As manifests and results tell them."""
         names = ("rows", "ok", "dead", "tokens", "executed")
         return {**{name: getattr(self, name) for name in names}, "codes": dict(self.codes)}
+
+
+def merged(layers: Sequence[Part]) -> Part:
+    """A shard's part and its retries as one: all results, and the dead letters that are left."""
+    first, last = layers[0], layers[-1]
+    if last is first:
+        return first
+    seconds: Counter[str] = Counter()
+    for layer in layers:
+        seconds.update(layer.seconds)
+    files = [file for layer in layers for file in layer.files if file.kind != "dead" or layer is last]
+    return Retried(
+        first.shard, last.attempt, first.rows, first.rows - last.dead, last.dead, first.ids_hash, tuple(files),
+        sum(layer.tokens for layer in layers), sum(layer.executed for layer in layers), dict(seconds), last.codes,
+        last.note or first.note, sum(layer.cached for layer in layers), last.after, last.invocation, last.committed,
+        tuple(layers),
+    )  # fmt: skip
 
 
 class Commits(Mapping[int, Part]):

@@ -6,8 +6,10 @@
                                /commits/<shard>.json         created exclusively: this makes an attempt count
                                /segments/<first>.jsonl       whole ranges of commits, compacted when a run is resumed
                                /dead/, /order/               dead letters, row order of partitioned parts
-                               /gone.parquet, /deletes.json  of an incremental run: ids that are no more; the file that says so
+                               /gone.parquet, /deletes.json  of an incremental run: ids that are no more, their published file
                                /manifest.json                the sums, all files with size and checksum
+                               /commits/r<g>-<shard>.json    of the g-th retry: its dead letters, tried again
+                               /manifest-<g>.json, /resolved/   what a later retry has replaced
     OUT/_batchnlp/state/<recipe8>/                  what incremental runs know of the rows of their corpus
     OUT/part-<shard>-<fp8>.parquet                  published: links to the committed files
     OUT/_SUCCESS                                    last
@@ -20,16 +22,20 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from typing import Any
 
 import pyarrow as pa
 
+from batchnlp import failpoints
 from batchnlp.data import manifests
-from batchnlp.data.commits import Commits, Segments, Tally
-from batchnlp.data.parts import part_from_json, staging_folder
+from batchnlp.data.commits import Commits, Segments, Tally, merged
+from batchnlp.data.deletes import deletes
+from batchnlp.data.parts import part_from_json, shard_name, staging_folder
 from batchnlp.data.store import CONTROL, LocalStore, sha256_file, to_json
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import InputFile, Part, PartFile, Plan, Resolved, Segment, Shard
@@ -41,17 +47,34 @@ FOLDERS = ("commits", "segments", "staging")  # of shards that are done or under
 
 
 class Ledger:
-    """The control directory of one run."""
+    """The control directory of one run; of a retry that is under way, its commits alone."""
 
-    def __init__(self, store: LocalStore, fingerprint: str) -> None:
-        self.store, self.fingerprint = store, fingerprint
+    def __init__(self, store: LocalStore, fingerprint: str, generation: int = 0) -> None:
+        self.store, self.fingerprint, self.generation = store, fingerprint, generation
         self.control = f"_batchnlp/{fingerprint}"
         self._segments = Segments(store, self.control)
+        self._retries: int | None = None
 
     @property
     def run(self) -> str:
         """The run's name: stable over resumes."""
-        return self.fingerprint[:8]
+        name = self.fingerprint[:8]
+        return f"{name}-r{self.generation}" if self.generation else name
+
+    @property
+    def retries(self) -> int:
+        """How often its dead letters were tried again, as its manifest says; without one, those that were replaced."""
+        if self._retries is None:
+            outcome = None
+            with suppress(CorruptError):
+                outcome = self.outcome()
+            if outcome is not None:
+                found = re.search(r"-r(\d+)$", str(outcome.get("run")))
+                self._retries = int(found[1]) if found else 0
+            else:
+                kept = (re.fullmatch(r"manifest-(\d+)\.json", name) for name in self.store.names(self.control))
+                self._retries = max((int(name[1]) + 1 for name in kept if name), default=0)
+        return self._retries
 
     # --- the plan
 
@@ -79,9 +102,8 @@ class Ledger:
             raise OutputError(f"{self.store.root} has no plan for run {self.run}", "run the job first")
         with _damaged(self.store.path(f"{self.control}/plan.json"), self._afresh()):
             if tree["format"] != FORMAT:
-                raise OutputError(
-                    f"{self.store.root} was written by another version of batchnlp", "use a new output.path"
-                )
+                what = f"{self.store.root} was written by another version of batchnlp"
+                raise OutputError(what, "use a new output.path")
             files = tuple(_input_file(f) for f in tree["files"])
             shards = tuple(Shard(i, tuple(Segment(*s) for s in row)) for i, row in enumerate(tree["shards"]))
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(tree["schema"])))
@@ -99,8 +121,10 @@ class Ledger:
 
     def _loose(self) -> list[int]:
         """The shards whose commit is a file of its own."""
+        head = shard_name(0, self.generation).removesuffix("00000")
         names = (name.removesuffix(".json") for name in self.store.names(f"{self.control}/commits"))
-        return [int(name) for name in names if name.isdecimal()]
+        mine = (name.removeprefix(head) for name in names if name.startswith(head))
+        return [int(name) for name in mine if name.isdecimal()]
 
     def committed(self, shard: int) -> Part:
         """The part that counts for a shard which is committed."""
@@ -110,8 +134,8 @@ class Ledger:
         return part
 
     def _compacted(self, shard: int) -> Part | None:
-        """The part in a segment."""
-        data = self._segments.find(shard)
+        """The part in a segment; retries are few, and stay in files of their own."""
+        data = None if self.generation else self._segments.find(shard)
         if data is None:
             return None
         path = self._segments.path(shard)
@@ -119,7 +143,18 @@ class Ledger:
             return part_from_json(json.loads(data))
 
     def find(self, shard: int) -> Part | None:
-        """The part that counts for a shard, or None when it is not committed."""
+        """The part that counts for a shard, with all its retries, or None when it is not committed."""
+        part = self._find(shard)
+        if part is None or self.generation or not self.retries:
+            return part
+        layers = [part]
+        for generation in range(1, self.retries + 1):
+            again = Ledger(self.store, self.fingerprint, generation)._find(shard)
+            if again is not None and again.after == layers[-1].attempt:
+                layers.append(again)
+        return merged(layers)
+
+    def _find(self, shard: int) -> Part | None:
         if (part := self._compacted(shard)) is not None:
             return part
         name, hint = self._commit_name(shard), "remove it and run the job again; the shard is computed anew"
@@ -130,7 +165,7 @@ class Ledger:
             return part_from_json(tree)
 
     def _commit_name(self, shard: int) -> str:
-        return f"{self.control}/commits/{shard:05d}.json"
+        return f"{self.control}/commits/{shard_name(shard, self.generation)}.json"
 
     def commit(self, part: Part, shard: Shard, invocation: str) -> bool:
         """Make the part count and publish it; False when another attempt of the shard was first.
@@ -138,13 +173,15 @@ class Ledger:
         Raises CorruptError where the part breaks the row contract or is not on disk as it says.
         """
         if part.rows != shard.rows or part.ok + part.dead != part.rows:
-            message = (
-                f"shard {shard.index} has {shard.rows} rows, its part {part.ok} results and {part.dead} dead letters"
-            )
-            raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
-        folder = staging_folder(self.control, part.shard, part.attempt)
+            found = f"{shard.rows} rows, its part {part.ok} results and {part.dead} dead letters"
+            hint = "this is a fault of batchnlp; the shard was not committed"
+            raise CorruptError(f"shard {shard.index} has {found}", hint)
+        folder = self._staging(part)
+        failpoints.reach("commit")
         first = self.find(part.shard) is None and self._create_commit(part, folder, invocation)
+        failpoints.reach("committed")
         self.publish(part if first else self.committed(part.shard))  # its own driver may have died before it did that
+        failpoints.reach("published")
         self.store.remove(folder)
         return first
 
@@ -154,16 +191,20 @@ class Ledger:
             if not os.path.isfile(path) or os.path.getsize(path) != file.size:
                 raise CorruptError(f"{path} is not there as written", "do all replicas see the same output directory?")
         name = self._commit_name(part.shard)
-        if not self.store.create(name, to_json({**asdict(part), "invocation": invocation})):
+        made = replace(part, invocation=invocation, committed=time.time())
+        if not self.store.create(name, to_json(asdict(made))):
             return False
         if self._compacted(part.shard) is None:
             return True
         self.store.remove(name)  # the name was free because another driver has compacted the first commit
         return False
 
+    def _staging(self, part: Part) -> str:
+        return staging_folder(self.control, part.shard, part.attempt, self.generation)
+
     def publish(self, part: Part) -> None:
         """Link the committed files to where readers look. Idempotent."""
-        folder = staging_folder(self.control, part.shard, part.attempt)
+        folder = self._staging(part)
         for file in part.files:
             target = self.store.path(file.name)
             if not os.path.exists(self.store.path(f"{folder}/{file.name}")):
@@ -195,7 +236,8 @@ class Ledger:
         """After a crash: publish all commits again, adopt finished attempts that have none, sweep the rest; what is done
         is added to `total`."""
         by_index, total = {shard.index: shard for shard in shards}, total or Tally()
-        self._segments.compact(self._loose(), self._commit_name)
+        if not self.generation:
+            self._segments.compact(self._loose(), self._commit_name)
         done = self.commits()
         for part in done.values():
             if part.shard not in by_index or part.rows != by_index[part.shard].rows:
@@ -221,7 +263,7 @@ class Ledger:
             part = part_from_json(json.loads(data)) if data else None
         except (ValueError, KeyError, TypeError):
             return None
-        if part is None or name != f"{part.shard:05d}.{part.attempt}":
+        if part is None or name != f"{shard_name(part.shard, self.generation)}.{part.attempt}":
             return None
         try:
             whole = all(sha256_file(self.store.path(f"{folder}/{f.name}")) == f.sha256 for f in part.files)
@@ -239,27 +281,22 @@ class Ledger:
                 self.publish(part)
                 total.add(part)
                 manifest.add({**asdict(file), "shard": part.shard} for file in part.files)
-            manifest.add({**asdict(file), "shard": None} for file in self.deletes())
+            manifest.add({**asdict(file), "shard": None} for file in deletes(self))
             if not success and self.fingerprint in live(self.store):
                 self.store.remove(SUCCESS)  # before the manifest says otherwise
+            failpoints.reach("manifest")
             sums_ = total.sums()
-            manifest.close({"run": self.run, "fingerprint": self.fingerprint, **about, **sums_, "success": success})
-        self.store.remove(f"{self.control}/staging")
-        self.store.remove(f"{self.control}/spool")
+            run = f"{self.run}-r{self.retries}" if self.retries else self.run
+            manifest.close({"run": run, "fingerprint": self.fingerprint, **about, **sums_, "success": success})
+        for name in ("staging", "spool", "suspects"):
+            self.store.remove(f"{self.control}/{name}")
 
-    def set_deletes(self, file: PartFile | None) -> None:
-        """The published file of an incremental run with the ids that have no result any more; None where all have."""
-        if file is None:
-            self.store.remove(f"{self.control}/deletes.json")
-        else:
-            self.store.replace(f"{self.control}/deletes.json", to_json(asdict(file)))
-
-    def deletes(self) -> list[PartFile]:
-        """That file, where there is one."""
-        name = f"{self.control}/deletes.json"
-        tree = _read_tree(self.store, name, hint := "remove it and manifest.json beside it, and run the job again")
-        with _damaged(self.store.path(name), hint):
-            return [PartFile(**tree)] if tree else []
+    def adopt(self, generation: int) -> None:
+        """From now on the commits of that retry count too; the manifest of before is kept under another name."""
+        manifest, kept = f"{self.control}/manifest.json", f"{self.control}/manifest-{generation - 1}.json"
+        if os.path.exists(self.store.path(manifest)):
+            self.store.publish(manifest, kept)
+        self._retries = generation
 
     def reopen(self) -> None:
         """A run of which something is computed again is not complete, whatever it was before."""
@@ -322,6 +359,7 @@ def settle(store: LocalStore) -> None:
         return
     tree = {"runs": [name[:8] for name in names], **{key: sum(m[key] for m in complete) for key in ("rows", "dead")}}
     if store.read(SUCCESS) != to_json(tree):
+        failpoints.reach("success")
         store.replace(SUCCESS, to_json(tree))
 
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,10 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchnlp import failpoints
 from batchnlp.data.store import LocalStore, explain_full, fsync, sha256_file, to_json
-from batchnlp.types import OP, Docs, Failure, InputFile, Part, PartFile
+from batchnlp.types import OP, Docs, Failure, InputFile, Int32, Part, PartFile
 
 ROW_GROUP = 120_000
+LATER = ("note", "cached", "after", "invocation", "committed")  # fields that older parts do not have
 LONGEST_NAME = 180  # bytes of a quoted partition value; file systems take 255 for key=value
 
 DEAD_SCHEMA = pa.schema([
@@ -97,45 +99,55 @@ def write_parquet(table: pa.Table, path: str) -> None:
 class PartWriter:
     """Writes the parts of one run."""
 
-    def __init__(self, store: LocalStore, fingerprint: str, partition_by: Sequence[str]) -> None:
-        self._store, self._partition_by = store, list(partition_by)
+    def __init__(self, store: LocalStore, fingerprint: str, partition_by: Sequence[str], generation: int = 0) -> None:
+        self._store, self._partition_by, self._generation = store, list(partition_by), generation
         self._control, self._fp8 = f"_batchnlp/{fingerprint}", fingerprint[:8]
 
-    def write(self, shard: int, attempt: str, table: pa.Table, dead: pa.Table, measured: dict[str, Any]) -> Part:
-        """Write all files of a shard, fsync them, then `part.json`. `measured` fills tokens, executed, seconds and note."""
-        folder = self._store.path(staging_folder(self._control, shard, attempt))
+    def write(
+        self, shard: int, attempt: str, table: pa.Table, dead: pa.Table, measured: dict[str, Any],
+        order: Callable[[Int32], pa.Table] | None = None,
+    ) -> Part:  # fmt: skip
+        """Write all files of a shard, fsync them, then `part.json`. `measured` fills tokens, executed, seconds and note, and
+        in a retry `after`; `order` then tells the places of the results from which of the files each is in."""
+        folder = self._store.path(staging_folder(self._control, shard, attempt, self._generation))
         with explain_full(self._store.root):
-            files = [self._file(folder, name, t, kind) for name, t, kind in self._tables(shard, table, dead)]
+            files = [self._file(folder, name, t, kind) for name, t, kind in self._tables(shard, table, dead, order)]
             part = Part(
                 shard=shard, attempt=attempt, rows=len(table) + len(dead), ok=len(table), dead=len(dead),
                 ids_hash=f"{(ids_hash(table['id']) + ids_hash(dead['id'])) % 2**64:016x}", files=tuple(files),
                 codes=dict(Counter(dead["code"].to_pylist())), **measured,
             )  # fmt: skip
             os.makedirs(folder, exist_ok=True)
+            failpoints.reach("write")
             path = os.path.join(folder, "part.json")
             with open(path, "wb") as handle:
                 handle.write(to_json(asdict(part)))
             fsync(path)
             fsync(folder)
+        failpoints.reach("written")
         return part
 
-    def _tables(self, shard: int, table: pa.Table, dead: pa.Table) -> Iterator[tuple[str, pa.Table, Any]]:
-        name = f"{shard:05d}-{self._fp8}.parquet"
-        if not self._partition_by:
+    def _tables(
+        self, shard: int, table: pa.Table, dead: pa.Table, order: Callable[[Int32], pa.Table] | None
+    ) -> Iterator[tuple[str, pa.Table, Any]]:
+        name = f"{shard_name(shard, self._generation)}-{self._fp8}.parquet"
+        which = np.zeros(len(table), np.int32)
+        if self._partition_by and len(table):
+            folders, which = self._folders(table)
+            for i, folder in enumerate(folders):
+                yield f"{folder}/part-{name}", table.filter(pa.array(which == i)), "rows"
+        elif len(table) or not (self._partition_by or self._generation):
             yield f"part-{name}", table, "rows"
-        elif len(table):
-            yield from self._partitions(name, table)
+        if order is not None or (self._partition_by and len(table)):
+            places = pa.table({"file": pa.array(which)}) if order is None else order(which)
+            yield f"{self._control}/order/order-{name}", places, "order"
         if len(dead):
             yield f"{self._control}/dead/dead-{name}", dead, "dead"
 
-    def _partitions(self, name: str, table: pa.Table) -> Iterator[tuple[str, pa.Table, Any]]:
-        """One file a combination of values, and the order of the rows among them."""
-        folders = partition_folders(table, self._partition_by)
-        values, which = np.unique(np.array(folders), return_inverse=True)
-        for i, folder in enumerate(values):
-            yield f"{folder}/part-{name}", table.filter(pa.array(which == i)), "rows"
-        order = pa.table({"file": pa.array(which.astype(np.int32))})
-        yield f"{self._control}/order/order-{name}", order, "order"
+    def _folders(self, table: pa.Table) -> tuple[list[str], Int32]:
+        """A folder for each combination of values, and which of them each row goes to."""
+        values, which = np.unique(np.array(partition_folders(table, self._partition_by)), return_inverse=True)
+        return values.tolist(), which.astype(np.int32)
 
     def _file(self, folder: str, name: str, table: pa.Table, kind: Any) -> PartFile:
         path = os.path.join(folder, name)
@@ -144,9 +156,14 @@ class PartWriter:
         return PartFile(name, len(table), os.path.getsize(path), sha256_file(path), kind)
 
 
-def staging_folder(control: str, shard: int, attempt: str) -> str:
+def shard_name(shard: int, generation: int = 0) -> str:
+    """What the files of a shard are called by; `generation` is that of its plan."""
+    return f"r{generation}-{shard:05d}" if generation else f"{shard:05d}"
+
+
+def staging_folder(control: str, shard: int, attempt: str, generation: int = 0) -> str:
     """Where an attempt writes."""
-    return f"{control}/staging/{shard:05d}.{attempt}"
+    return f"{control}/staging/{shard_name(shard, generation)}.{attempt}"
 
 
 def partition_folders(table: pa.Table, keys: list[str]) -> list[str]:
@@ -175,6 +192,5 @@ def _quote(value: str | None) -> str:
 
 def part_from_json(tree: dict[str, Any]) -> Part:
     """The Part in a `part.json` or a commit."""
-    later = "note", "cached"  # than the first outputs
-    fields = {name: tree[name] for name in Part.__dataclass_fields__ if name not in later or name in tree}
+    fields = {name: tree[name] for name in Part.__dataclass_fields__ if name not in LATER or name in tree}
     return Part(**{**fields, "files": tuple(PartFile(**f) for f in tree["files"])})

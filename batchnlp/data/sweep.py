@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 
+from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import Ledger
 from batchnlp.data.lock import NAME as LOCK
 from batchnlp.data.store import CONTROL, TEMPORARY, LocalStore
@@ -52,11 +53,11 @@ def sweep_unnamed(ledger: Ledger) -> None:
 
     What is listed before the commits are read was committed before it was published, or never.
     """
-    mine = re.compile(rf"part-(\d+|delete)-{ledger.run}\.parquet")
+    mine = re.compile(rf"part-((r\d+-)?\d+|delete)-{ledger.run}\.parquet")
     listed = [os.path.join(folder, name) for folder, names in _folders(ledger.store) for name in names]
     found = [name for name in listed if mine.fullmatch(os.path.basename(name))]
     named = {file.name for part in ledger.commits().values() for file in part.files} if found else set()
-    named |= {file.name for file in ledger.deletes()}
+    named |= {file.name for file in deletes(ledger)}
     for name in set(found) - named:
         ledger.store.remove(name)
         _remove_empty(ledger.store, os.path.dirname(name))

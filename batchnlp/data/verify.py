@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers, sums
 from batchnlp.data.parts import NULL_ID, hash_each, is_log
 from batchnlp.data.store import sha256_file
@@ -151,7 +152,7 @@ def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: 
     verdict.rows += plan.rows
     verdict.ok += total["ok"]
     verdict.dead += total["dead"]
-    verdict.files += sum(len(part.files) for part in commits.values()) + len(ledger.deletes())
+    verdict.files += sum(len(part.files) for part in commits.values()) + len(deletes(ledger))
     try:
         manifest = ledger.manifest()
     except CorruptError as error:
@@ -163,10 +164,10 @@ def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: 
     if any(manifest[key] != total[key] for key in ("rows", "ok", "dead")) or manifest["rows"] != plan.rows:
         verdict.problems.append(f"run {ledger.run}: the manifest's sums are not those of the commits")
     listed = {(f.get("name"), f.get("sha256")) for f in manifest["files"]}
-    deletes = ledger.deletes()
-    for file in deletes:
+    deleted = deletes(ledger)
+    for file in deleted:
         verdict.problems += _check_file(ledger, file)
-    if listed != {(f.name, f.sha256) for f in [*(f for part in commits.values() for f in part.files), *deletes]}:
+    if listed != {(f.name, f.sha256) for f in [*(f for part in commits.values() for f in part.files), *deleted]}:
         verdict.problems.append(f"run {ledger.run}: the manifest lists other files than the commits")
 
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 from batchnlp import registry
 from batchnlp.backends import device as devices
 from batchnlp.data.sources.columns import TURNS, is_turns
-from batchnlp.engine.driver import Listener, RunResult, run_job
+from batchnlp.engine.computing import Listener, RunResult
+from batchnlp.engine.driver import run_job
 from batchnlp.engine.planner import find_model
 from batchnlp.errors import SourceError
 from batchnlp.job.load import build_spec, load_spec

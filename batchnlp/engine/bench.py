@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.engine.driver import RunResult, run_job
+from batchnlp.engine.computing import RunResult
+from batchnlp.engine.driver import run_job
 from batchnlp.engine.estimate import take
 from batchnlp.engine.planner import Prepared
 from batchnlp.errors import SourceError, UsageError

@@ -19,7 +19,7 @@ from batchnlp import registry
 from batchnlp.backends import device as devices
 from batchnlp.data.ledger import Ledger, sums
 from batchnlp.data.store import LocalStore
-from batchnlp.engine.incremental import changes_of, on_base, plan_changes, refuse_others
+from batchnlp.engine.incremental import changes_of, on_base, plan_changes
 from batchnlp.engine.planner import Prepared, make_plan
 from batchnlp.errors import UsageError
 from batchnlp.text.batching import pack, padding
@@ -74,7 +74,6 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False, exp
     replicas, threads = devices.share(hardware, resolved.device, prepared.spec.engine.replicas)
     store = LocalStore(prepared.spec.output.path)
     if incremental:
-        refuse_others(prepared, store)
         prepared = on_base(prepared, store)
     ledger, changes = Ledger(store, prepared.fingerprint), None
     if ledger.plan_tree() is not None:

@@ -12,7 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any
 
@@ -23,12 +23,15 @@ import pyarrow.parquet as pq
 
 from batchnlp.data.changes import Before, Bits, Changes, Record, Spill, compare
 from batchnlp.data.collect import read_dead
+from batchnlp.data.deletes import deletes, set_deletes
 from batchnlp.data.hashing import id_keys
 from batchnlp.data.known import KnownRows, known_rows, known_schema, parquet_writer
-from batchnlp.data.ledger import Ledger, live
+from batchnlp.data.ledger import Ledger, fingerprints, live, set_live
 from batchnlp.data.parts import is_log, log_columns, partition_folders
 from batchnlp.data.sources import selection
 from batchnlp.data.store import CONTROL, LocalStore, sha256_file
+from batchnlp.data.sweep import drop
+from batchnlp.engine.computing import RunResult
 from batchnlp.engine.planner import Prepared, enough_rows, identified, make_plan
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.job.identity import digest, fingerprint
@@ -45,6 +48,7 @@ def on_base(prepared: Prepared, store: LocalStore) -> Prepared:
     """The job as the run that goes on from the newest good one, or is that one; as it is in another mode."""
     if prepared.spec.output.mode != "incremental":
         return prepared
+    refuse_others(prepared, store)
     facts = _inputs(prepared.facts)
     base, revision = _newest(store), 0
     name = None if base is None else base.fingerprint
@@ -111,7 +115,7 @@ def write_deletes(prepared: Prepared, ledger: Ledger, plan: Plan) -> None:
     with closing(_deleted(prepared, ledger)) as deleted:
         tables = (_delete_rows(ids, plan.schema) for ids in deleted)
         if (first := next(tables, None)) is None:
-            ledger.set_deletes(None)
+            set_deletes(ledger, None)
             return
         folders = partition_folders(first.slice(0, 1), prepared.spec.output.partition_by)  # of nulls
         name, rows = "/".join([*folders, f"part-delete-{ledger.run}.parquet"]), 0
@@ -120,14 +124,30 @@ def write_deletes(prepared: Prepared, ledger: Ledger, plan: Plan) -> None:
                 writer.write_table(table)
                 rows += len(table)
     path = ledger.store.path(name)
-    ledger.set_deletes(PartFile(name, rows, os.path.getsize(path), sha256_file(path), "delete"))
+    set_deletes(ledger, PartFile(name, rows, os.path.getsize(path), sha256_file(path), "delete"))
 
 
-def log_of(ledger: Ledger) -> list[str]:
-    """The live runs that the log consists of once this one has succeeded."""
-    store = ledger.store
-    good = [name for name in live(store) if name != ledger.fingerprint and Ledger(store, name).succeeded()]
-    return [*good, ledger.fingerprint]
+def told(result: RunResult, ledger: Ledger) -> RunResult:
+    """A result, with what has become of all rows of the corpus."""
+    changes, deleted = changes_of(ledger), sum(file.rows for file in deletes(ledger))
+    rows, stand = result.rows + changes.unchanged, changes.unchanged
+    return replace(result, rows=rows, reused=stand, deleted=deleted, changes=asdict(changes))
+
+
+def rows_of(ledger: Ledger, plan: Plan) -> int:
+    """The rows whose failures a limit is about: with those that stand, because all that fails is tried again each time."""
+    return plan.rows + (changes_of(ledger).unchanged if is_log(plan.schema) else 0)
+
+
+def make_live(ledger: Ledger) -> None:
+    """A run that has succeeded comes after the good ones before it; all that is then no part of the log is dropped."""
+    store, now = ledger.store, live(ledger.store)
+    good = [name for name in now if name != ledger.fingerprint and Ledger(store, name).succeeded()]
+    stays = [*good, ledger.fingerprint]
+    if stays != now:
+        set_live(store, stays)
+    for other in {*now, *fingerprints(store)} - {*stays}:  # also those that a crash here once left over
+        drop(Ledger(store, other))
 
 
 def sweep_states(ledger: Ledger) -> None:

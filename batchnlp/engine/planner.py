@@ -20,7 +20,7 @@ from batchnlp.data.sources import Source
 from batchnlp.data.sources.storage import reason
 from batchnlp.errors import SourceError, SpecError
 from batchnlp.job.identity import fingerprint, fingerprint_facts, job_name
-from batchnlp.job.spec import JobSpec
+from batchnlp.job.spec import RUN_DATE, JobSpec
 from batchnlp.sinks.load import check
 from batchnlp.tasks.base import COUNT_FIELDS, Task
 from batchnlp.types import OP, REVISION, ModelFiles, Plan, Server
@@ -52,7 +52,10 @@ class Prepared:
         """What plan and manifest say of the job."""
         return {
             "job": job_name(self.spec), "spec": self.spec.model_dump(mode="json"), "version": __version__,
-            "model": {"name": self.model.name, "revision": self.model.revision, "weights": self.model.weights},
+            "model": {
+                "name": self.model.name, "revision": self.model.revision, "weights": self.model.weights,
+                "max_length": self.model.max_length,
+            },
         }  # fmt: skip
 
 
@@ -99,8 +102,9 @@ def _check_backend(spec: JobSpec, task: Task) -> None:
 def result_schema(spec: JobSpec, source: Source, task: Task) -> pa.Schema:
     """id, kept columns, the task's columns, counts, those of a change log; a name that is there twice is refused."""
     kept = [source.schema.field(name) for name in dict.fromkeys(spec.source.keep)]
+    date = [pa.field(RUN_DATE, pa.date32())] if spec.writes_date else []
     log = LOG_FIELDS if spec.output.mode == "incremental" else []
-    fields = [pa.field("id", source.id_type), *kept, *task.fields, *COUNT_FIELDS, *log]
+    fields = [pa.field("id", source.id_type), *kept, *date, *task.fields, *COUNT_FIELDS, *log]
     double = [name for name, n in Counter(field.name for field in fields).items() if n > 1]
     if double:
         hint = "leave it out of source.keep; the id is always there" if double[0] == "id" else "rename it in the source"

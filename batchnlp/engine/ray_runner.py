@@ -1,8 +1,9 @@
-"""Run the worker in Ray actors, one a replica. The only module that imports ray.
+"""Run the worker in Ray actors, one a replica. With `ray_cluster`, the only module that imports ray.
 
 A queue actor leases shards; replicas pull from it and stream their parts back; this process, the driver, is told when
-one dies. Then its leases return to the queue and a fresh actor takes its place (a restarted one may stay unreachable).
-Results never travel through Ray: workers write files, and a Part is a few hundred bytes.
+one dies, and ends one that does not move any more. Then its leases return to the queue and a fresh actor takes its place (a
+restarted one may stay unreachable). Results never travel through Ray: workers write files, and a Part is a few hundred
+bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import os
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,27 +24,28 @@ if "ray" not in sys.modules:  # it reads this when it is imported; set later, it
 
 import ray
 import ray._private.utils
-from ray.exceptions import (
-    ActorDiedError,
-    ActorUnavailableError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    TaskCancelledError,
-)
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from batchnlp import failpoints
 from batchnlp.backends.device import probe_hardware
+from batchnlp.data.store import CONTROL, LocalStore
+from batchnlp.engine.deadlines import Watch
 from batchnlp.engine.leases import LeaseQueue
+from batchnlp.engine.losses import AGAIN, Losses
+from batchnlp.engine.ray_cluster import LiveMetrics, has_room, no_room, nodes, sizes
 from batchnlp.engine.signals import keep_signals
+from batchnlp.engine.suspects import HUNG, LOST, known
 from batchnlp.engine.worker import Worker, WorkerSetup
 from batchnlp.errors import BatchnlpError, UsageError, WorkerLostError
-from batchnlp.types import Part, Shard
+from batchnlp.job.identity import job_name
+from batchnlp.types import Part, Shard, many
 
-LOST = (ActorDiedError, ActorUnavailableError, RayActorError, TaskCancelledError)
+GONE = (RayActorError, OutOfMemoryError, TaskCancelledError)
 OBJECT_STORE = 128 << 20  # bytes; only Parts pass through it
 KNOCK_SECONDS = 10.0  # for the first sign of life of a cluster
 ROOM_SECONDS = 600.0  # that a cluster may take to bring a node with room for a replica; an autoscaler needs minutes
+LOOK_SECONDS = 1.0  # between two looks at the replicas
 
 
 class Replica:
@@ -60,9 +61,14 @@ class Replica:
         if self._worker is None:
             self._worker = Worker(self._setup)
         yield None
-        for part in self._worker.run(lambda: ray.get(leases.lease.remote(self._name))):
+        name = self._name
+        parts = self._worker.run(
+            lambda: ray.get(leases.lease.remote(name)), lambda: ray.get(leases.suspect.remote(name))
+        )
+        for part in parts:
             if part is not None:
                 yield part
+                failpoints.reach("handed")
 
     def progress(self) -> dict[str, float]:
         """The worker's counters."""
@@ -86,7 +92,10 @@ class _Running:
     actor: Any
     stream: Any
     progress: dict[str, float]
+    watch: Watch
+    placed: bool = False  # it has answered; before, it may wait for room
     loaded: bool = False
+    proven: bool = False  # a part has come from it
     asked: Any = None  # the answer to `progress` that is under way
 
 
@@ -95,24 +104,32 @@ class RayRunner:
 
     def __init__(self, setup: WorkerSetup, shards: Sequence[Shard], replicas: int, address: str | None) -> None:
         self._setup, self._count = setup, 0
-        replicas = min(replicas, max(len(shards), 1))
         self._gpu = setup.resolved.device.startswith("cuda")
         self._cpus = min(setup.threads, 1) if self._gpu else setup.threads  # of a replica
         self._mine = not ray.is_initialized()
+        self._most = max(len(shards), 1)
         try:
             if self._mine:
-                start_ray(address, replicas * self._cpus, probe_hardware().gpus if self._gpu else 0)
+                start_ray(address, min(replicas, self._most) * self._cpus, probe_hardware().gpus if self._gpu else 0)
             self._roomless = not has_room(self._cpus, int(self._gpu))
         except BaseException:
             self._leave()
             raise
+        self._grows = bool(address) and setup.spec.engine.replicas == "auto" and setup.resolved.device != "server"
+        self._asked = max(self._room(), 1) if self._grows else replicas
         self._stopping = False
         self._room_until = time.monotonic() + ROOM_SECONDS
-        self._lost: dict[str, float] = {}  # counters of replicas that are gone
-        self._losses_in_a_row = 0
+        self._losses, self._looked = Losses(), 0.0
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._leases = ray.remote(LeaseQueue).options(num_cpus=0, scheduling_strategy=here).remote(list(shards))
-        self._running = [self._launch() for _ in range(replicas)]
+        store, control = LocalStore(setup.spec.output.path), f"{CONTROL}/{setup.plan.fingerprint}"
+        suspects = known(store, control, setup.plan.generation)
+        twice = setup.resolved.device != "server"  # where it would be paid for twice
+        options = {"num_cpus": 0, "scheduling_strategy": here}
+        self._leases = ray.remote(LeaseQueue).options(**options).remote(list(shards), suspects, twice=twice)
+        self.replicas = min(self._asked, self._most)
+        self._losses.events += self._lacking()
+        self._running = [self._launch() for _ in range(self.replicas)]
+        self._metrics = LiveMetrics(job_name(setup.spec))
 
     def ready(self, timeout: float) -> bool:
         """Whether a replica has loaded its model, or has failed and tells so in `wait`; those without room wait on.
@@ -122,15 +139,17 @@ class RayRunner:
         if self._roomless:
             self._roomless = not has_room(self._cpus, int(self._gpu))
             if self._roomless and time.monotonic() > self._room_until:
-                raise _no_room(self._cpus, int(self._gpu))
+                raise no_room(ROOM_SECONDS, self._cpus, int(self._gpu))
+        self._look()
         return bool(ray.wait([replica.stream for replica in self._running], num_returns=1, timeout=timeout)[0])
 
     def note(self) -> str:
         """That it waits for a node, as it does where a cluster may grow by itself."""
-        return f"waiting for a node with {_sizes(self._cpus, int(self._gpu))}" if self._roomless else ""
+        return f"waiting for a node with {sizes(self._cpus, int(self._gpu))}" if self._roomless else ""
 
     def wait(self, timeout: float) -> list[Part]:
         """Parts that got done; lost replicas are replaced on the way."""
+        self._look()
         streams = {r.stream: r for r in self._running if r.stream is not None}
         if not streams:
             time.sleep(timeout)
@@ -140,14 +159,30 @@ class RayRunner:
             ready, _ = ray.wait(list(streams), num_returns=len(streams), timeout=0)
         return [part for stream in ready for part in self._next(streams[stream])]
 
-    def progress(self) -> dict[str, float]:
-        """The counters of all replicas, added up; those of a busy replica may be a moment old."""
-        total = dict(self._lost)
+    def progress(self, timeout: float = 0.0) -> dict[str, float]:
+        """The counters of all replicas, added up; without a `timeout` those of a busy replica may be a moment old."""
+        if timeout:
+            self._ask_anew(timeout)
+        total = dict(self._losses.done)
         for replica in self._running:
             self._ask(replica)
             for key, value in replica.progress.items():
                 total[key] = total.get(key, 0) + value
+        self._metrics.tell(total, sum(r.loaded and r.stream is not None for r in self._running))
         return total
+
+    def events(self) -> list[str]:
+        """Replicas that were lost, ended, or came in mid-run."""
+        events, self._losses.events = self._losses.events, []
+        return events
+
+    def summary(self) -> list[str]:
+        """How many replicas did not end well, and how many found no room."""
+        return [*self._losses.summary(), *self._lacking()]
+
+    def _lacking(self) -> list[str]:
+        room, want = self._room(), min(self._asked, self._most)
+        return [f"there is room for {room} of {many(want, 'replica')}"] if room < want else []
 
     def stop(self) -> None:
         """Begin no more shards; there is nothing to wait for in a replica that has not begun."""
@@ -182,53 +217,107 @@ class RayRunner:
         self._count += 1
         options = {"num_cpus": self._cpus, "num_gpus": int(self._gpu), "max_restarts": 0, "max_concurrency": 3}
         actor = ray.remote(Replica).options(**options).remote(self._setup, name)
-        return _Running(name, actor, self._work(actor), {})
+        return _Running(name, actor, self._work(actor), {}, Watch(self._setup.batch_seconds))
 
     def _work(self, actor: Any) -> Any:
         return actor.work.options(num_returns="streaming").remote(self._leases)
+
+    def _queue(self, method: str, *args: Any) -> Any:
+        """What the queue answers, which is in a process of its own."""
+        try:
+            return ray.get(getattr(self._leases, method).remote(*args))
+        except GONE as error:
+            raise WorkerLostError(f"the queue of shards is lost: {_one_line(error)}", AGAIN) from None
 
     def _next(self, replica: _Running) -> list[Part]:
         try:
             part: Part | None = ray.get(next(replica.stream))
         except StopIteration:
             replica.stream = None
-            if ray.get(self._leases.waiting.remote()):  # a lease came back when this one had just run dry
-                replica.stream = self._work(replica.actor)
             return []
-        except LOST as error:
-            self._replace(replica, error)
+        except GONE as error:
+            self._replace(replica, "lost", _one_line(error))
             return []
         except RayTaskError as error:
             cause = _cause(error)
+            if isinstance(cause, GONE):  # what it asked, and that was the queue
+                raise WorkerLostError(f"the queue of shards is lost: {_one_line(cause)}", AGAIN) from None
             if not isinstance(cause, WorkerLostError):
                 raise cause from None
-            self._replace(replica, cause)
+            self._replace(replica, "lost", _one_line(cause))
             return []
-        replica.loaded = True
+        if not replica.loaded:
+            replica.loaded, replica.watch = True, Watch(self._setup.batch_seconds)
         if part is None:
             return []
-        self._losses_in_a_row = 0
+        if not replica.proven:
+            replica.proven = True
+            self._losses.worked()
         self._leases.done.remote(replica.name, part.shard)
         return [part]
 
-    def _replace(self, replica: _Running, error: Exception) -> None:
+    def _look(self) -> None:
+        """Now and then: is one stuck, is there work for one that is dry, is there room for one more?"""
+        if self._stopping or time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        for replica in [r for r in self._running if r.stream is not None]:
+            self._ask(replica)
+        slowest = max(
+            counters.get("slowest", 0.0) for counters in (self._losses.done, *(r.progress for r in self._running))
+        )
+        limit = self._setup.spec.limits.shard_seconds
+        late = self._queue("stuck", None if limit == "auto" else limit)
+        for replica in [r for r in self._running if r.stream is not None and r.placed]:
+            waited = replica.watch.waited(replica.progress.get("steps", 0.0) if replica.loaded else -1.0, slowest)
+            if waited or replica.name in late:
+                what = f"nothing moved for {waited:.0f} s" if waited else "a shard took far too long"
+                self._replace(replica, "ended because it hung", what)
+        self._feed()
+        if self._grows:
+            self._grow()
+
+    def _feed(self) -> None:
+        """Send the dry back to work: leases came back, or another one is late."""
+        dry = [replica for replica in self._running if replica.stream is None]
+        for replica in dry[: self._queue("waiting") if dry else 0]:
+            replica.stream, replica.watch = self._work(replica.actor), Watch(self._setup.batch_seconds)
+
+    def _grow(self) -> None:
+        """A node that has joined is used."""
+        room = min(self._room(), self._most)
+        while len(self._running) < room and self._queue("waiting"):
+            self._running.append(self._launch())
+            self.replicas = self._asked = max(self._asked, len(self._running))
+            self._losses.events.append(f"a node has joined: {many(len(self._running), 'replica')} now")
+
+    def _room(self) -> int:
+        """Replicas that the cluster could hold, if nothing else ran there."""
+        each = max(self._cpus, 1)
+        return sum(min(cpus // each, gpus if self._gpu else cpus) for cpus, gpus in nodes())
+
+    def _replace(self, replica: _Running, how: str, reason: str) -> None:
         if self._stopping:  # what it held is left for the next run
             replica.stream = None
             return
-        hopeless = ray.get(self._leases.release.remote(replica.name))
-        self._losses_in_a_row += 1
-        if hopeless or self._losses_in_a_row > 3 + len(self._running):
-            what = (
-                f"shard {hopeless[0]} took three replicas with it" if hopeless else "replicas die one after the other"
-            )
-            reason = " ".join(str(error).split())[:300]
-            raise WorkerLostError(f"{what}: {reason}", "out of memory? fewer replicas or rows_per_shard may help")
-        for key, value in replica.progress.items():
-            self._lost[key] = self._lost.get(key, 0) + value
-        self._running[self._running.index(replica)] = self._launch()
+        held, hopeless = self._queue("release", replica.name, HUNG if how != "lost" else LOST)
+        self._losses.add(replica.name, how, reason, held, hopeless, replica.progress, proven=replica.proven)
+        at = self._running.index(replica)
         ray.kill(replica.actor)
-        for dry in (r for r in self._running if r.stream is None):  # the new one may find no room
-            dry.stream = self._work(dry.actor)
+        if not self._losses.too_many(len(self._running)):
+            self._running[at] = self._launch()
+            return
+        del self._running[at]
+        if not any(other.loaded for other in self._running):
+            raise WorkerLostError(f"replicas die one after the other, before they have done anything: {reason}", AGAIN)
+
+    def _ask_anew(self, timeout: float) -> None:
+        """An answer that is under way may be old; wait for new ones, but not for replicas that load."""
+        loaded = [replica for replica in self._running if replica.loaded]
+        for replica in loaded:
+            replica.asked = replica.actor.progress.remote()
+        if loaded:
+            ray.wait([replica.asked for replica in loaded], num_returns=len(loaded), timeout=timeout)
 
     def _ask(self, replica: _Running) -> None:
         """Take the last answer if it has come, and ask anew; never wait, because a replica may be loading or dead."""
@@ -236,8 +325,8 @@ class RayRunner:
             replica.asked = replica.actor.progress.remote()
         if ray.wait([replica.asked], timeout=0)[0]:
             try:
-                replica.progress = ray.get(replica.asked)
-            except LOST:
+                replica.progress, replica.placed = ray.get(replica.asked), True
+            except GONE:
                 return  # its stream will say so
             finally:
                 replica.asked = None
@@ -289,27 +378,8 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK_SECONDS).close()
 
 
-def has_room(cpus: int, gpus: int) -> bool:
-    """Whether some node of the cluster could hold a replica, if nothing else ran there."""
-    return any(node[0] >= cpus and node[1] >= gpus for node in _nodes())
-
-
-def _nodes() -> list[tuple[int, int]]:
-    """(CPUs, GPUs) of every node."""
-    return [(int(r.get("CPU", 0)), int(r.get("GPU", 0))) for n in ray.nodes() if n["Alive"] for r in [n["Resources"]]]
-
-
-def _sizes(cpus: int, gpus: int) -> str:
-    return f"{cpus} CPUs + {gpus} GPUs"
-
-
-def _no_room(cpus: int, gpus: int) -> UsageError:
-    nodes = _nodes()
-    have = ", ".join(f"{n} x {_sizes(*node)}" for node, n in Counter(nodes).most_common(5))
-    fewer = "with more engine.replicas each asks for fewer CPUs" if cpus > 1 else "join a cluster with more CPUs"
-    hint = "use engine.device=cpu" if gpus and not any(node[1] for node in nodes) else fewer
-    what = f"a replica asks for {_sizes(cpus, gpus)}, and no node of the Ray cluster has them: {have}"
-    return UsageError(f"{what}; none came in {ROOM_SECONDS / 60:.0f} minutes", hint)
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _cause(error: RayTaskError) -> BaseException:

@@ -22,6 +22,7 @@ import psutil
 
 from batchnlp.errors import Interrupted, Terminated
 
+FirstWords = Callable[[str], None]
 LastWords = Callable[[Interrupted], None]
 OURS = (signal.SIGINT, signal.SIGTERM)
 STOPPING = "finishing what is under way, then leaving; once more leaves at once"
@@ -29,15 +30,20 @@ STDERR = 2  # not sys.stderr, which may be in the middle of a write
 ONE = 0.2  # seconds in which a second signal is the first once more: `timeout` sends it to the process and to its group
 
 
-class Interrupt:
-    """Which signal came, if any. `last_words` is called before a second one ends the process."""
+def say(text: str) -> None:
+    """On stderr, whatever Python may be writing there."""
+    os.write(STDERR, f"\n{text}\n".encode())
 
-    def __init__(self, last_words: LastWords = lambda error: None) -> None:
+
+class Interrupt:
+    """Which signal came, if any. `first_words` is called when it comes, `last_words` before a second one ends the process."""
+
+    def __init__(self, last_words: LastWords = lambda error: None, first_words: FirstWords = say) -> None:
         self.signal = 0
         self.raised = False
         self._noticed = 0.0
         self._deferred = False
-        self._last_words = last_words
+        self._last_words, self._first_words = last_words, first_words
 
     @property
     def exit_code(self) -> int:
@@ -67,7 +73,7 @@ class Interrupt:
             self._noticed = time.monotonic()
             signal.alarm(0)  # that of Ray's own handler, in place while Ray starts, which would abort in three seconds
             with suppress(OSError):  # nobody may be there to listen
-                os.write(STDERR, f"\n{_name(number)}: {STOPPING}\n".encode())
+                self._first_words(f"{_name(number)}: {STOPPING}")
         elif time.monotonic() - self._noticed > ONE:
             self._end(number)
 
@@ -92,10 +98,10 @@ def _error(number: int) -> Interrupted:
 
 
 @contextmanager
-def watch_signals(last_words: LastWords = lambda error: None) -> Iterator[Interrupt]:
+def watch_signals(last_words: LastWords = lambda error: None, first_words: FirstWords = say) -> Iterator[Interrupt]:
     """SIGINT and SIGTERM are ours as long as this lasts; off the main thread nothing is installed. Inside another of its
     kind the other's `Interrupt` serves on."""
-    interrupt = Interrupt(last_words)
+    interrupt = Interrupt(last_words, first_words)
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return

@@ -6,34 +6,41 @@
 Thread 2 owns the device and should never wait: while it computes a shard, the next one is being tokenised and the one
 before written. Queues hold one shard each, so memory is that of a handful of shards, however large the corpus.
 
-The worker knows nothing of Ray, and nothing of who else works: it leases shards until there are none.
+The worker knows nothing of Ray, and nothing of who else works: it leases shards until there are none. Shards that are under
+suspicion (see `suspects`) go first, one at a time and with nothing beside them.
 """
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from batchnlp import registry
+from batchnlp import failpoints, registry
+from batchnlp.data.again import Again
+from batchnlp.data.ledger import Ledger
 from batchnlp.data.parts import PartWriter, dead_table, ids_hash, log_columns
 from batchnlp.data.sources import Source
-from batchnlp.data.store import LocalStore
-from batchnlp.errors import CorruptError
+from batchnlp.data.store import CONTROL, LocalStore
+from batchnlp.engine.suspects import Suspect
+from batchnlp.errors import CorruptError, WorkerLostError
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import answers
 from batchnlp.tasks.cached import cached_rows, with_cache
-from batchnlp.types import UPSERT, Docs, Encoded, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Shard
+from batchnlp.types import UPSERT, Docs, Encoded, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Server, Shard
 
 Lease = Callable[[], Shard | None]
+LeaseSuspect = Callable[[], tuple[Shard, str] | None]  # with how the worker was lost that had it last
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,14 @@ class WorkerSetup:
     spool: str | None
     threads: int
 
+    @property
+    def batch_seconds(self) -> float | None:
+        """What a worker may take for a step; None: as is measured. Who asks a server minds its time by himself."""
+        seconds = self.spec.limits.batch_seconds
+        if seconds == "auto":
+            return math.inf if isinstance(self.model, Server) else None
+        return seconds
+
 
 @dataclass(slots=True)
 class Meter:
@@ -61,6 +76,13 @@ class Meter:
     encode: float = 0.0
     write: float = 0.0
     idle: float = 0.0  # seconds that the device waited for a shard
+    steps: int = 0  # batches, and shards read or written: what grows while a worker is not stuck
+    slowest: float = 0.0  # seconds of one step
+
+    def step(self, seconds: float) -> None:
+        """One more."""
+        self.steps += 1
+        self.slowest = max(self.slowest, seconds)
 
     def snapshot(self) -> dict[str, float]:
         """The counters as a dictionary."""
@@ -68,23 +90,37 @@ class Meter:
 
 
 @dataclass(slots=True)
+class _Cost:
+    """What a shard has taken."""
+
+    tokens: int = 0
+    executed: int = 0
+    cached: int = 0  # rows
+    seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "forward": 0.0, "write": 0.0})
+
+    def add(self, other: _Cost) -> None:
+        """Something more."""
+        self.tokens += other.tokens
+        self.executed += other.executed
+        self.cached += other.cached
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds
+
+
+@dataclass(slots=True)
 class _Item:
-    """A shard on its way through the stages."""
+    """A shard, or some rows of one, on its way through the stages."""
 
     shard: Shard
     docs: Docs
     encoded: Encoded
     raw: Raw | None = None
-    tokens: int = 0
-    executed: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    cost: _Cost = field(default_factory=_Cost)
 
     def add(self, raw: Raw) -> None:
         """What the model answered in this round."""
         self.raw = raw
-        self.tokens += raw.tokens
-        self.executed += raw.executed
-        self.seconds["forward"] = self.seconds.get("forward", 0.0) + raw.seconds
+        self.cost.add(_Cost(raw.tokens, raw.executed, seconds={"forward": raw.seconds}))
 
 
 class _Feed:
@@ -128,10 +164,13 @@ class Worker:
         self.meter = Meter()
         self.stopping = threading.Event()  # no new shards
         self.aborting = threading.Event()  # not even the rest of this one
+        self.stuck = False  # a thread of it comes to no end: nobody is to wait for it
         self._docs_per_piece = 1.0  # of the shard in the model
         self._schema = setup.plan.schema
         self._files = setup.plan.files
         spec = setup.spec
+        self._date = spec.date if spec.writes_date else None  # a column of the results
+        failpoints.reach("load")
         self._task = task = with_cache(registry.task(setup.model, spec.task), spec, setup.model, setup.resolved)
         self._source = Source(
             spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
@@ -140,18 +179,32 @@ class Worker:
         self._task.prepare(self._backend.forward)
         self._backend.aborted = self.aborting.is_set
         self._backend.on_batch = self._count
-        self._writer = PartWriter(LocalStore(spec.output.path), setup.plan.fingerprint, spec.output.partition_by)
+        self._store, self._generation = LocalStore(spec.output.path), setup.plan.generation
+        self._control = f"{CONTROL}/{setup.plan.fingerprint}"
+        self._ledger = Ledger(self._store, setup.plan.fingerprint)
+        self._again: dict[int, Again] = {}  # by shard, in a retry
+        self._writer = PartWriter(self._store, setup.plan.fingerprint, spec.output.partition_by, self._generation)
 
-    def run(self, lease: Lease) -> Iterator[Part | None]:
+    def run(self, lease: Lease, suspect: LeaseSuspect = lambda: None) -> Iterator[Part | None]:
         """Parts as they get done; None now and then while there is none, so that the caller can look around."""
         encoded: queue.Queue[Any] = queue.Queue(1)
         forwarded: queue.Queue[Any] = queue.Queue(1)
-        finished: queue.Queue[Any] = queue.Queue()
         stages = [
             (self._read_and_encode, lease, encoded), (self._forward, encoded, forwarded),
-            (self._decode_and_write, forwarded, finished),
+            (self._decode_and_write, forwarded, queue.Queue()),
         ]  # fmt: skip
+        try:
+            yield from self._flow([(self._isolate, suspect, queue.Queue())])
+            yield from self._flow(stages)
+        finally:
+            if not self.stuck:
+                self.stopping.clear()
+                self.aborting.clear()
+
+    def _flow(self, stages: list[Any]) -> Iterator[Part | None]:
+        """What comes out of the last of some stages (work, source, target), a thread each."""
         threads = [threading.Thread(target=_stage, args=s, name=s[0].__name__, daemon=True) for s in stages]
+        *between, finished = (target for _, _, target in stages)
         for thread in threads:
             thread.start()
         try:
@@ -159,23 +212,40 @@ class Worker:
                 if isinstance(got, BaseException):
                     raise got
                 yield got
-        finally:
+        except BaseException:
             self.stopping.set()
             self.aborting.set()
-            _unblock([encoded, forwarded], threads)
-            self.stopping.clear()
-            self.aborting.clear()
+            raise
+        finally:
+            if not self.stuck:
+                _unblock(between, threads)
 
     # --- the stages: each a generator from its input to its output
 
     def _read_and_encode(self, lease: Lease) -> Iterator[_Item]:
         while not self.stopping.is_set() and (shard := lease()) is not None:
-            began = perf_counter()
-            docs = self._source.read(shard)
-            item = _Item(shard, docs, self._task.encode(docs))
-            item.seconds["encode"] = perf_counter() - began
-            self.meter.encode += item.seconds["encode"]
-            yield item
+            yield self._encoded(shard, self._read(shard))
+
+    def _read(self, shard: Shard) -> Docs:
+        failpoints.reach("read")
+        began = perf_counter()
+        docs = self._source.read(shard)
+        if shard.dead is not None:
+            self._again[shard.index] = again = Again.of(self._ledger, shard.index, docs, self._files)
+            docs = docs.take(again.place)
+        self.meter.encode += (seconds := perf_counter() - began)
+        self.meter.step(seconds)
+        return docs
+
+    def _encoded(self, shard: Shard, docs: Docs) -> _Item:
+        failpoints.reach("encode", docs.text)
+        began = perf_counter()
+        item = _Item(shard, docs, self._task.encode(docs))
+        item.cost.cached = cached_rows(item.encoded)
+        item.cost.seconds["encode"] = seconds = perf_counter() - began
+        self.meter.encode += seconds
+        self.meter.step(seconds)
+        return item
 
     def _forward(self, items: queue.Queue[Any]) -> Iterator[_Item]:
         feed = _Feed(items, self)
@@ -190,6 +260,7 @@ class Worker:
 
     def begin(self, item: _Item) -> None:
         """The shard goes into the model."""
+        failpoints.reach("forward", item.docs.text)
         self._docs_per_piece = len(item.docs) / max(len(item.encoded.pieces), 1)
 
     def _decode_and_write(self, items: queue.Queue[Any]) -> Iterator[Any]:
@@ -199,16 +270,71 @@ class Worker:
                 continue
             began = perf_counter()
             table, dead = self._results(item)
-            measured = {"tokens": item.tokens, "executed": item.executed, "seconds": item.seconds}
-            measured |= {"note": self._backend.note, "cached": cached_rows(item.encoded)}
-            item.seconds["write"] = perf_counter() - began
-            part = self._writer.write(item.shard.index, uuid.uuid4().hex[:12], table, dead, measured)
-            if part.ids_hash != f"{ids_hash(item.docs.ids):016x}":
-                message = f"shard {part.shard}: the ids that come out are not those that went in"
-                raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
-            self.meter.write += perf_counter() - began
-            self.meter.dead += part.dead
-            yield part
+            yield self._written(item.shard, item.docs, table, dead, item.cost, began)
+
+    def _written(
+        self, shard: Shard, docs: Docs, table: pa.Table, dead: pa.Table, cost: _Cost, began: float
+    ) -> Part:  # fmt: skip
+        cost.seconds["write"] += perf_counter() - began
+        measured = {**asdict(cost), "note": self._backend.note}
+        again, order = self._again.pop(shard.index, None), None
+        if again is not None:
+            measured["after"], dead = again.part.attempt, again.aged(dead)
+            order = partial(again.order, docs, self._files, dead)
+        part = self._writer.write(shard.index, uuid.uuid4().hex[:12], table, dead, measured, order)
+        if part.ids_hash != f"{ids_hash(docs.ids):016x}":
+            message = f"shard {part.shard}: the ids that come out are not those that went in"
+            raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
+        self.meter.write += (seconds := perf_counter() - began)
+        self.meter.step(seconds)
+        self.meter.dead += part.dead
+        return part
+
+    # --- shards that a worker was lost with
+
+    def _isolate(self, lease: LeaseSuspect) -> Iterator[Part]:
+        while not self.stopping.is_set() and (found := lease()) is not None:
+            shard, code = found
+            suspect = Suspect(self._store, self._control, shard.index, self._generation)
+            suspect.open(code)
+            try:
+                part = self._alone(shard, suspect)
+            except WorkerLostError:
+                raise  # and what is under way stays in the note
+            except BaseException:
+                suspect.leave()
+                raise
+            if part is not None:
+                suspect.close()
+                yield part
+
+    def _alone(self, shard: Shard, suspect: Suspect) -> Part | None:
+        """The shard range by range; None where it was stopped half-way."""
+        docs, cost = self._read(shard), _Cost()
+        found = {-1: (self._schema.empty_table(), dead_table(docs, [], self._files))}
+        for failure in suspect.failures:
+            found[failure.doc] = found[-1][0], dead_table(docs, [failure], self._files)
+        for some in suspect.run(len(docs)):
+            if self.stopping.is_set():
+                suspect.leave()
+                return None
+            item = self._answered(shard, docs.take(np.arange(some.start, some.stop)))
+            cost.add(item.cost)
+            found[some.start] = self._results(item)
+        began = perf_counter()
+        table, dead = (pa.concat_tables([found[at][i] for at in sorted(found)]) for i in (0, 1))
+        return self._written(shard, docs, table, dead, cost, began)
+
+    def _answered(self, shard: Shard, docs: Docs) -> _Item:
+        """Some rows of a shard, with nothing else in the model."""
+        item = self._encoded(shard, docs)
+        self.begin(item)
+        item.add(self._backend.forward(item.encoded.pieces))
+        assert item.raw is not None
+        while (more := self._task.again(item.encoded, item.raw)) is not None:
+            item.encoded = more
+            item.add(self._backend.forward(more.pieces))
+        return item
 
     def _results(self, item: _Item) -> tuple[pa.Table, pa.Table]:
         """(results, dead letters): every row of the shard in one of the two."""
@@ -216,8 +342,10 @@ class Worker:
         found, failures = answers(self._task, item.encoded, item.raw, item.docs.failures)
         alive = np.ones(len(item.docs), bool)
         alive[[failure.doc for failure in failures]] = False
+        date = [pa.repeat(pa.scalar(self._date, pa.date32()), len(item.docs))] if self._date else []
         log = log_columns(self._schema, len(item.docs), UPSERT)
-        table = pa.table([item.docs.ids, *item.docs.keep.columns, *found.columns, *log], names=self._schema.names)
+        columns = [item.docs.ids, *item.docs.keep.columns, *date, *found.columns, *log]
+        table = pa.table(columns, names=self._schema.names)
         table = (table if alive.all() else table.filter(pa.array(alive))).cast(self._schema.remove_metadata())
         return table.replace_schema_metadata(self._schema.metadata), dead_table(item.docs, failures, self._files)
 
@@ -227,6 +355,7 @@ class Worker:
         meter.tokens += tokens
         meter.executed += executed
         meter.busy += seconds
+        meter.step(seconds)
 
 
 class _End:

@@ -42,6 +42,7 @@ def fingerprint_facts(spec: JobSpec, model: ModelFiles, files: tuple[InputFile, 
         "source": spec.source.model_dump(mode="json", exclude={"path", "rows_per_shard"}),
         "files": [[f.path, f.size, f.version] for f in files],
         "partition_by": spec.output.partition_by,
+        **({"date": str(spec.date)} if spec.writes_date else {}),  # elsewhere it has become part of paths and filters
     }
 
 

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from batchnlp import failpoints
 from batchnlp.errors import SpecError
+from batchnlp.job.dates import parse_date, today, with_dates
+from batchnlp.job.section import as_list
 from batchnlp.job.sinks import SinkSpec, StatementSpec
-from batchnlp.job.spec import JobSpec
+from batchnlp.job.spec import RUN_DATE, JobSpec
 from batchnlp.types import nearest
 
 ENV_PREFIX = "BATCHNLP_"
-ENV_OTHER = {"BATCHNLP_CACHE"}  # variables of ours that are no spec keys
+ENV_OTHER = {"BATCHNLP_CACHE", "BATCHNLP_LOG", failpoints.VARIABLE}  # variables of ours that are no spec keys
 MAX_SPEC_BYTES = 1 << 20
 
 
@@ -97,10 +100,27 @@ def build_spec(
     for dotted, value in (flags or {}).items():
         _put(merged, dotted, value)
     given |= _put_settings(merged, settings)
+    dated = _with_dates(merged, lambda key: _origin(key, given, where))
     try:
-        return JobSpec.model_validate(merged)
+        return JobSpec.model_validate(dated)
     except ValidationError as error:
         raise _explain(error, where, given, JobSpec) from None
+
+
+def _with_dates(tree: dict[str, Any], origin: Callable[[str], str]) -> dict[str, Any]:
+    """The job with the run's date in it, where it asks for one."""
+    given, schedule, output = tree.get("date"), tree.get("schedule"), tree.get("output")
+    zone = schedule.get("timezone", "UTC") if isinstance(schedule, dict) else None
+    day = today(zone) if given is None else parse_date(given, f"{origin('date')}: date")
+    filled, dated = with_dates(tree, day, origin)
+    partitions = output.get("partition_by") if isinstance(output, dict) else None
+    dated = dated or given is not None or RUN_DATE in (as_list(partitions) or ())
+    return {**filled, "date": day} if dated else filled
+
+
+def _origin(key: str, given: Mapping[str, str], where: str) -> str:
+    """Whence the value of a key comes: a flag, a variable, the file."""
+    return next((given[k] for k in (key, key.split(".")[0]) if k in given), where)
 
 
 def build_target(kind: str, settings: Iterable[str]) -> SinkSpec | StatementSpec:
@@ -171,18 +191,26 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 
 def _keys_of(name: str, annotation: Any) -> list[str]:
+    section = None if get_origin(annotation) is list else _section(annotation)
+    return [name] if section is None else [f"{name}.{inner}" for inner in section.model_fields]
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key is, may be, or holds several of."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [f"{name}.{inner}" for inner in annotation.model_fields]
-    return [name]
+        return annotation
+    return next((found for inner in get_args(annotation) if (found := _section(inner))), None)
+
+
+def _section_at(key: str, model: type[BaseModel]) -> type[BaseModel] | None:
+    field = model.model_fields.get(key)
+    return None if field is None else _section(field.annotation)
 
 
 def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The key an error is about. What follows it in pydantic's path are members of unions and positions in lists."""
-    if loc[:1] == ("sinks",) and len(loc) > 2:  # of which there may be several
-        return f"sinks.{loc[2]}"
-    section = model.model_fields.get(str(loc[0])) if loc else None
-    depth = 2 if section is not None and _keys_of("", section.annotation) != [""] else 1
-    return ".".join(str(part) for part in loc[:depth])
+    names = [str(part) for part in loc if isinstance(part, str)]
+    return ".".join(names[: 2 if names and _section_at(names[0], model) else 1])
 
 
 def _explain(error: ValidationError, where: str, given: Mapping[str, str], model: type[BaseModel]) -> SpecError:
@@ -194,7 +222,7 @@ def _explain(error: ValidationError, where: str, given: Mapping[str, str], model
     more = f"; and {others} more" if others else ""
     message = first["msg"].removeprefix("Value error, ")
     named = message.partition(" ")[0].rstrip(":")  # the key, where a whole section is judged
-    where = next((given[k] for k in (named, key, key.split(".")[0]) if k in given), where)
+    where = given[named] if named in given else _origin(key, given, where)
     if first["type"] == "extra_forbidden":
         keys = _inner(model, key)
         sections = sorted({k.split(".")[0] for k in keys})
@@ -216,7 +244,9 @@ def _explain(error: ValidationError, where: str, given: Mapping[str, str], model
 
 def _inner(model: type[BaseModel], key: str) -> list[str]:
     """The keys that may be meant by an unknown one."""
-    return [f"sinks.{name}" for name in SinkSpec.model_fields] if key.startswith("sinks.") else _keys(model)
+    name = key.partition(".")[0]
+    section, keys = _section_at(name, model), _keys(model)
+    return [f"{name}.{inner}" for inner in section.model_fields] if section and name in keys else keys
 
 
 def _hint(key: str, problem: Any, model: type[BaseModel]) -> str:
@@ -225,6 +255,6 @@ def _hint(key: str, problem: Any, model: type[BaseModel]) -> str:
     if near := nearest(str(problem["input"]), words):
         return f"did you mean {near}?"
     section, _, name = key.partition(".")
-    inner: Any = SinkSpec if section == "sinks" else model.model_fields[section].annotation
-    field = inner.model_fields[name] if name else model.model_fields[section]
+    inner = _section_at(section, model)
+    field = inner.model_fields[name] if name and inner else model.model_fields[section]
     return str(field.description or "").rstrip(".")

@@ -6,6 +6,7 @@ the program can know by itself is `auto`; what it made of that is written into t
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -16,11 +17,13 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from batchnlp.job.nightly import HookSpec, ScheduleSpec
 from batchnlp.job.section import Names, Section, as_list
 from batchnlp.job.sinks import SinkSpec
 from batchnlp.types import OnLong, SourceConfig
 
 Format = Literal["parquet", "jsonl", "csv", "arrow", "text"]
+RUN_DATE = "run_date"  # in output.partition_by: the run's date, a column of the results then
 FilterTerm = tuple[str, Literal["=", "==", "!=", "<", ">", "<=", ">=", "in", "not in"], Any]
 
 
@@ -271,12 +274,15 @@ class OutputSpec(Section):
     """Where the results go."""
 
     path: str = Field(description="A directory of this job's own.")
-    partition_by: Names = Field(default_factory=list, description="Kept columns that become key=value directories.")
+    partition_by: Names = Field(
+        default_factory=list, description="Kept columns, and run_date, that become key=value directories."
+    )
     mode: Literal["new", "append", "overwrite", "incremental"] = Field(
         "new",
         description="Another job's results in the same place: refuse, add to them, or replace them when done. incremental: "
         "a log of changes, of which each run computes what is new or changed since the last good one.",
     )
+    report: bool = Field(True, description="Write a page about the run, _report.html, when it ends.")
 
     @field_validator("path")
     @classmethod
@@ -304,11 +310,28 @@ class CacheSpec(Section):
         return os.path.expanduser(value)
 
 
+Seconds = Annotated[float, Field(gt=0)] | Literal["auto"]
+
+
 class LimitsSpec(Section):
-    """When to stop, and when done is not good enough."""
+    """When to stop, when to give a worker up, and when done is not good enough."""
 
     max_failed: int | str = Field("1%", description="Dead letters from which the run counts as failed: 100, or 0.1%.")
-    grace_seconds: float = Field(30.0, ge=0, description="After a signal: time for shards under way to finish.")
+    grace_seconds: float = Field(
+        30.0, ge=0, description="After a signal, or at the end of a budget: time for shards under way to finish."
+    )
+    max_minutes: float | None = Field(None, gt=0, description="Minutes after which a run stops, to be resumed.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Tokens through the model, read and written, after which a run stops, to be resumed."
+    )
+    batch_seconds: Seconds = Field(
+        "auto",
+        description="Time without a batch after which a worker hangs; auto: 20 times the slowest so far, 60 at least.",
+    )
+    shard_seconds: Seconds = Field(
+        "auto",
+        description="Time for a shard after which its worker hangs; auto: 50 times the slowest so far, 600 at least.",
+    )
 
     @field_validator("max_failed", mode="before")
     @classmethod
@@ -339,12 +362,29 @@ class JobSpec(Section):
         None, description="Where results are kept for this and other jobs: the same text, model and parameters once."
     )
     limits: LimitsSpec = Field(default_factory=LimitsSpec)
+    date: datetime.date | None = Field(
+        None,
+        description="The run's date, where the job names it as {{ ds }} or run_date; today in schedule.timezone without it.",
+    )
+    schedule: ScheduleSpec | None = Field(None, description="When batchnlp schedule runs it; not part of what it is.")
+    hooks: Annotated[list[HookSpec], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)] = Field(
+        default_factory=list, description="Who is told how a run ended."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> JobSpec:
-        missing = [name for name in self.output.partition_by if name not in self.source.keep]
+        missing = [name for name in self.output.partition_by if name not in (*self.source.keep, RUN_DATE)]
         if missing:
             raise ValueError(f"output.partition_by names {missing[0]!r}, which source.keep does not; add it there")
         if self.output.mode == "incremental" and self.source.id is None:
             raise ValueError("source.id is needed for output.mode=incremental: rows are known again by it")
+        if self.writes_date and self.date is None:
+            raise ValueError("date is needed for output.partition_by run_date")
+        if self.schedule is not None and self.job is None:  # made from output.path, it might be another every night
+            raise ValueError("job is needed beside schedule: the name under which its nights are remembered")
         return self
+
+    @property
+    def writes_date(self) -> bool:
+        """Whether the results have the run's date as a column."""
+        return RUN_DATE in self.output.partition_by and RUN_DATE not in self.source.keep

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from batchnlp.errors import ModelError
-from batchnlp.tasks.prompts import Template, TemplateFault
+from batchnlp.templates import Template, TemplateFault
 from batchnlp.types import ModelFiles
 
 Messages = Sequence[dict[str, str]]

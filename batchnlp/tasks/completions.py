@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from batchnlp.errors import SpecError
 from batchnlp.tasks.base import TextTask, Verdict
-from batchnlp.tasks.prompts import TemplateFault
+from batchnlp.templates import TemplateFault
 from batchnlp.text.encode import Frame, offsets
 from batchnlp.text.sentences import windows
 from batchnlp.types import Completions, Counts, Decoding, Docs, Encoded, Failure, Int32, ModelFiles, OnLong, Pieces, Raw

@@ -13,7 +13,7 @@ import pyarrow as pa
 from batchnlp.tasks.base import refuse
 from batchnlp.tasks.completions import CompletionTask, Render
 from batchnlp.tasks.json_answers import JsonColumns
-from batchnlp.tasks.prompts import Template
+from batchnlp.templates import Template
 from batchnlp.types import Docs, Failure, ModelFiles
 
 

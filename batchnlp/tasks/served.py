@@ -20,8 +20,8 @@ from batchnlp.tasks.chat import Turns, answerable, conversation, last_words
 from batchnlp.tasks.completions import Answer
 from batchnlp.tasks.generate import TemplatedTask, row_values
 from batchnlp.tasks.languages import named
-from batchnlp.tasks.prompts import TemplateFault
 from batchnlp.tasks.summarize import ASK
+from batchnlp.templates import TemplateFault
 from batchnlp.types import Counts, Docs, Encoded, Failure, Int32, ModelFiles, Pieces, Raw, Replies
 
 UNSENT = ("min_new_tokens", "top_k", "repetition_penalty", "num_beams")  # the API has no such parameters

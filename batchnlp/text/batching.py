@@ -16,8 +16,9 @@ from batchnlp.types import Batch, Int64
 ALIKE = 0.95  # lengths that may share a batch without thought, as a share of the longest
 
 
-def pack(lengths: Int64, tokens_per_batch: int) -> Iterator[Batch]:
-    """Batches over pieces of these `lengths`, longest first; rows x longest <= `tokens_per_batch`.
+def pack(lengths: Int64, tokens_per_batch: int, *, even: bool = False) -> Iterator[Batch]:
+    """Batches over pieces of these `lengths`, longest first; rows x longest <= `tokens_per_batch`; with `even` nothing is
+    padded, because only pieces of one length go together.
 
     A piece longer than the budget is a batch of its own. Every piece is in exactly one batch. A batch that is a quarter
     full ends where lengths fall below 95 % of its longest: in the sparse tail of long pieces the next batch pads less.
@@ -29,8 +30,8 @@ def pack(lengths: Int64, tokens_per_batch: int) -> Iterator[Batch]:
         longest = max(-int(falling[start]), 1)
         full = start + max(tokens_per_batch // longest, 1)
         enough = start + max(-(-tokens_per_batch // (4 * longest)), 1)
-        alike = int(np.searchsorted(falling, -ALIKE * longest, side="right"))
-        stop = min(full, max(enough, alike))
+        alike = int(np.searchsorted(falling, -longest if even else -ALIKE * longest, side="right"))
+        stop = min(full, alike if even else max(enough, alike))
         yield Batch(order[start:stop], longest)
         start = stop
 

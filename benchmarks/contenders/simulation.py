@@ -50,6 +50,7 @@ class Replicas:
         self._leases = LeaseQueue(shards)
         self._store, self._print = setup.spec.output.path, setup.plan.fingerprint
         self._done = 0
+        self.replicas = self.count
         self._held: list[tuple[str, Shard]] = []
         for i in range(self.count):
             self._lease(f"replica-{i}")
@@ -83,9 +84,17 @@ class Replicas:
 
     marks: set[int] = set()  # noqa: RUF012 - as above
 
-    def progress(self) -> dict[str, float]:
+    def progress(self, timeout: float = 0.0) -> dict[str, float]:
         """Nothing."""
         return {}
+
+    def events(self) -> list[str]:
+        """Nothing happens."""
+        return []
+
+    def summary(self) -> list[str]:
+        """Nor has anything happened."""
+        return []
 
     def stop(self) -> None:
         """Lease no more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def check(filters: Filter, schema: pa.Schema) -> None:
     """Fails when a comparison makes no sense for its column's type."""
     for column, operator, value in filters:
         try:
-            nulls(schema, 0).filter(pq.filters_to_expression([(column, operator, value)]))
+            nulls(schema, 0).filter(expression(((column, operator, value),), schema))
         except (ValueError, TypeError, pa.ArrowException) as error:
             kind = schema.field(column).type
             raise SourceError(
@@ -35,5 +36,22 @@ def check(filters: Filter, schema: pa.Schema) -> None:
 def matching(filters: Filter, table: pa.Table, always: Iterable[int]) -> Int64:
     """Positions of the rows that pass, and of those in `always`, in order."""
     rows = pa.array(np.arange(table.num_rows, dtype=np.int64))
-    passed = table.append_column(POSITION, rows).filter(pq.filters_to_expression([tuple(part) for part in filters]))
+    passed = table.append_column(POSITION, rows).filter(expression(filters, table.schema))
     return np.union1d(passed.column(POSITION).to_numpy(), np.fromiter(always, np.int64)).astype(np.int64)
+
+
+def expression(filters: Filter, schema: pa.Schema) -> Any:
+    """The conjunction as pyarrow takes it."""
+    return pq.filters_to_expression(
+        [(name, how, _typed(value, schema.field(name).type)) for name, how, value in filters]
+    )
+
+
+def _typed(value: Any, kind: pa.DataType) -> Any:
+    """Dates and times may be written as text, as `{{ ds }}` is; Arrow compares them with their own type only."""
+    if isinstance(value, list | tuple | set):
+        return [_typed(one, kind) for one in value]
+    if isinstance(value, str) and pa.types.is_temporal(kind):
+        with suppress(pa.ArrowException):  # text that is no date: the comparison says what does not fit
+            return pa.scalar(value).cast(kind).as_py()
+    return value

@@ -10,6 +10,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from batchnlp.data.sources.columnar import BATCH, ColumnarReader, Cursor, Span, group_of
+from batchnlp.data.sources.filters import expression
 from batchnlp.data.sources.storage import broken
 from batchnlp.types import InputFile, Int64
 
@@ -53,12 +54,12 @@ class ParquetReader(ColumnarReader):
         return pq.ParquetFile(self.store.open(file), page_checksum_verification=True)
 
     def _matching(self, file: InputFile, arrow: pa.Schema, groups: int) -> list[int]:
-        known = [tuple(part) for part in self.config.filter if part[0] in arrow.names]
+        known = tuple(part for part in self.config.filter if part[0] in arrow.names)
         if not known or not groups:
             return list(range(groups))
         fragment = ds.ParquetFileFormat().make_fragment(self.store.open(file))
         try:
-            return [group.id for group in fragment.subset(pq.filters_to_expression(known)).row_groups]
+            return [group.id for group in fragment.subset(expression(known, arrow)).row_groups]
         except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
             return list(range(groups))  # a file whose type has yet to be widened cannot be asked
 

@@ -1,29 +1,27 @@
-"""The warehouses of a job get its results: after the run, and each for itself."""
+"""Give a job's warehouses what they lack, once its results stand."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+from batchnlp.engine.computing import RunResult
 from batchnlp.engine.signals import Interrupt
 from batchnlp.errors import BatchnlpError, StoppedError
 from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.load import load
 
 
-def load_all(root: str, sinks: Sequence[SinkSpec], interrupt: Interrupt) -> list[dict[str, Any]]:
-    """Give the warehouses the results; a load that is under way is finished before a signal counts."""
-    return [_load(root, sink, interrupt) for sink in sinks]
-
-
-def unloaded(sinks: Sequence[dict[str, Any]], interrupt: Interrupt) -> dict[str, Any]:
-    """How a run ends that is done but for its warehouses."""
-    if all(sink["status"] != "failed" for sink in sinks):
-        return {}
+def load_all(result: RunResult, sinks: Sequence[SinkSpec], interrupt: Interrupt) -> RunResult:
+    """A result that is done, with what became of each load; one that is under way is finished before a signal counts."""
+    interrupt.defer()
+    loads = [_load(result.output, sink, interrupt) for sink in sinks]
+    if all(one["status"] != "failed" for one in loads):
+        return replace(result, sinks=loads)
     code = interrupt.exit_code if interrupt.signal else StoppedError.exit_code
     message = "the same command loads what is missing, and computes nothing again"
-    return {"status": "stopped", "exit_code": code, "message": message}
+    return replace(result, sinks=loads, status="stopped", exit_code=code, message=message)
 
 
 def _load(root: str, sink: SinkSpec, interrupt: Interrupt) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Prompt templates: jinja2 in a sandbox, with limits, because chat templates come from the model's repository.
+"""Templates: jinja2 in a sandbox, with limits, because chat templates come from the model's repository.
 
-`{{ text }}` is the document, every other name a column of the source. No template may build more than `LONGEST`
-characters or run more than `STEPS` rounds of loops; what breaks on one row is that row's fault alone.
+In a prompt `{{ text }}` is the document, every other name a column of the source; `job/dates.py` says what there is in the
+strings of a job. No template may build more than `LONGEST` characters or run more than `STEPS` rounds of loops; what
+breaks on one row is that row's fault alone.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class _Generation(Extension):
 class Template:
     """A compiled template."""
 
-    def __init__(self, source: str, name: str, *, chat: bool = False) -> None:
+    def __init__(
+        self, source: str, name: str, *, chat: bool = False, hint: str = "write the document as {{ text }}"
+    ) -> None:
         if len(source) > LONGEST_TEMPLATE:
             raise SpecError(f"{name} has more than {LONGEST_TEMPLATE:,} characters", "shorten it")
         environment = _environment(chat=chat)
@@ -79,9 +82,7 @@ class Template:
             self.names = sorted(meta.find_undeclared_variables(tree))
             self._template = environment.from_string(_Counted().visit(tree))
         except TemplateError as error:
-            raise SpecError(
-                f"{name} is no jinja2 template: {_line(error)}", "write the document as {{ text }}"
-            ) from None
+            raise SpecError(f"{name} is no jinja2 template: {_line(error)}", hint) from None
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The text for one row; TemplateFault where it breaks."""

@@ -1,0 +1,136 @@
+"""`batchnlp retry`: the dead letters of an output, tried again by the job that left them.
+
+    dead letters that may fare better → a plan of them → runner → commits r<g>-<shard> → manifest of generation g
+
+Nothing of what stands is touched before the new manifest is there: until then readers see the generation before, and a
+retry that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from batchnlp.backends import device as devices
+from batchnlp.data.again import forget_stale, put_away, worth_trying
+from batchnlp.data.commits import Tally
+from batchnlp.data.ledger import Ledger, open_ledgers, settle
+from batchnlp.data.lock import Lock
+from batchnlp.engine.computing import Computation, Listener, RunResult, summed_up
+from batchnlp.engine.loading import load_all
+from batchnlp.engine.planner import Prepared, prepare
+from batchnlp.engine.signals import Interrupt, watch_signals
+from batchnlp.errors import OutputError
+from batchnlp.job.identity import differences
+from batchnlp.job.load import build_spec
+from batchnlp.job.spec import JobSpec
+from batchnlp.types import Shard, many
+
+
+def retry_job(root: str, settings: Sequence[str] = (), listen: Listener = lambda progress: None) -> list[RunResult]:
+    """Try the dead letters of all live runs in `root` again, with `settings` over their jobs; how each went.
+
+    Raises OutputError where a run is not complete or its job has become another one, and what `run_job` raises.
+    """
+    began = time.monotonic()
+    with watch_signals() as interrupt:
+        ledgers = open_ledgers(root)
+        lock = Lock(ledgers[0].store, invocation := uuid.uuid4().hex[:12])
+        try:
+            lock.acquire()
+            results: list[RunResult] = []
+            for ledger in ledgers:
+                results.append(_Retry(ledger, settings, invocation, listen, began, interrupt).run())
+                if results[-1].status == "stopped":
+                    break
+            return results
+        finally:
+            interrupt.defer()
+            lock.release()
+
+
+@dataclass(slots=True)
+class _Retry:
+    """One run's."""
+
+    ledger: Ledger
+    settings: Sequence[str]
+    invocation: str
+    listen: Listener
+    began: float
+    interrupt: Interrupt
+
+    def run(self) -> RunResult:
+        ledger = self.ledger
+        if not ledger.complete():
+            raise OutputError(f"run {ledger.run} in {ledger.store.root} is not complete", "run the job again first")
+        if ledger.retries:  # the last one may have ended before it had done this
+            put_away(ledger, ledger.commits().values())
+        plan, _ = ledger.plan()
+        again = worth_trying(ledger, plan.shards)
+        return self._again(again) if again else self._nothing()
+
+    def _nothing(self) -> RunResult:
+        codes = Tally.of(self.ledger.commits().values()).codes
+        lasting = f"; {', '.join(f'{code} {n:,}' for code, n in sorted(codes.items()))} would come to the same"
+        message = f"there is nothing to do: no dead letter may fare better{lasting if codes else ''}"
+        seconds = {"start": 0.0, "encode": 0.0, "forward": 0.0, "write": 0.0, "idle": 0.0, "total": 0.0}
+        root = self.ledger.store.root
+        result = RunResult("done", self.ledger.run, root, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, seconds, message=message)
+        return load_all(result, self._spec().sinks, self.interrupt) if self.ledger.succeeded() else result
+
+    def _again(self, again: list[Shard]) -> RunResult:
+        prepared, (plan, stored) = self._prepared(), self.ledger.plan()
+        store, generation = self.ledger.store, self.ledger.retries + 1
+        retry = Ledger(store, self.ledger.fingerprint, generation)
+        spec, hardware = prepared.spec, devices.probe_hardware()
+        work = Computation(prepared, retry, self.invocation, self.listen, self.began, self.interrupt)
+        resolved = devices.resume(stored, spec.engine, prepared.model, hardware, prepared.task.needs)
+        work.replicas, threads = devices.share(hardware, resolved.device, spec.engine.replicas)
+        plan = replace(plan, shards=tuple(again), generation=generation)
+        forget_stale(self.ledger, retry)
+        left = work.resume(plan)
+        resumed = len(work.parts)
+        if left:
+            work.run(plan, resolved, threads, left)
+        done = len(work.parts) == len(again)
+        result = replace(summed_up(work, resolved, retry.run, store.root), resumed=resumed)
+        if not done:
+            return replace(result, status="stopped", exit_code=work.exit_code, message=work.why)
+        return self._finish(prepared, result, plan.rows, generation)
+
+    def _finish(self, prepared: Prepared, result: RunResult, tried: int, generation: int) -> RunResult:
+        ledger, limits = self.ledger, prepared.spec.limits
+        ledger.adopt(generation)
+        parts = ledger.commits()
+        total = Tally.of(parts.values())
+        allowed = limits.failed_allowed(total.rows)
+        success = total.dead <= allowed
+        ledger.finish(parts, {**prepared.about, "invocation": self.invocation}, success=success)
+        put_away(ledger, parts.values())
+        settle(ledger.store)
+        message = f"{tried - result.dead:,} of {many(tried, 'dead letter')} have results now"
+        if success:
+            return load_all(replace(result, message=message), prepared.spec.sinks, self.interrupt)
+        over = (
+            f"{many(total.dead, 'dead letter')} are left, {allowed:,} allowed by limits.max_failed {limits.max_failed}"
+        )
+        return replace(result, status="failed", exit_code=1, message=f"{message}; {over}")
+
+    def _prepared(self) -> Prepared:
+        """The job as it was begun, wherever its output lies by now; it must still be the same one."""
+        ledger, prepared = self.ledger, prepare(self._spec())
+        if prepared.fingerprint != ledger.fingerprint:
+            facts = (ledger.plan_tree() or {}).get("facts", {})
+            changed = ", ".join(differences(facts, prepared.facts)[:5])
+            hint = "what has changed makes it another job: run that with --mode overwrite, or into a new output.path"
+            raise OutputError(f"run {ledger.run} cannot be retried: it differs in {changed}", hint)
+        return prepared
+
+    def _spec(self) -> JobSpec:
+        tree, ledger = self.ledger.plan_tree() or {}, self.ledger
+        spec = build_spec(tree["spec"], self.settings, where=f"the job of run {ledger.run}")
+        output = spec.output.model_copy(update={"path": ledger.store.root})
+        return spec.model_copy(update={"output": output, "job": tree["job"]})
