@@ -24,6 +24,8 @@ Float32 = npt.NDArray[np.float32]
 OnLong = Literal["window", "truncate", "fail"]
 OnBadFile = Literal["fail", "salvage"]
 OnDuplicateId = Literal["fail", "keep_first", "suffix"]
+OP, REVISION = "op", "revision"  # the columns of a change log: what is to be done, and by which run, counted from 0
+UPSERT, DELETE = "upsert", "delete"
 WIDTHS = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")  # what config.json calls the width of the states
 
 
@@ -66,11 +68,12 @@ class Segment:
     file: int  # index into the source's files
     start: int  # first row, counted in the file from 0
     stop: int  # one past the last row
-    rows: int  # rows that pass the filter; stop - start without one
+    rows: int  # rows that pass the filter and are selected; stop - start without either
     offset: int = 0  # first byte, for line formats; in decompressed bytes
     length: int = 0  # bytes of the run, for line formats
     line: int = 0  # number of the first line, from 0, for line formats
     lost: bool = False  # one row that stands for those that nobody can read, nor count
+    selected: str = ""  # which of the rows that pass the filter are worked on (data/sources/selection); "" is all
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Shard:
 
     @property
     def rows(self) -> int:
-        """Rows that pass the filter: what the row contract counts as rows in."""
+        """Rows that pass the filter and are selected: what the row contract counts as rows in."""
         return sum(segment.rows for segment in self.segments) if self.dead is None else self.dead
 
 
@@ -297,7 +300,7 @@ class PartFile:
     rows: int
     size: int
     sha256: str
-    kind: Literal["rows", "dead", "order", "text"] = "rows"  # order: which file each row of a partitioned part went to
+    kind: Literal["rows", "dead", "order", "text", "delete"] = "rows"  # order: the file of each row
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +319,7 @@ class Part:
     seconds: dict[str, float]  # encode, forward, write
     codes: dict[str, int] = field(default_factory=dict)  # dead letters by code
     note: str = ""  # what the backend did otherwise than it would, and why
+    cached: int = 0  # rows whose results came from the cache
     after: str = ""  # of a retry: the attempt whose dead letters it tried again
     invocation: str = field(default="", compare=False)  # who committed it; filled with the commit, as is
     committed: float = field(default=0.0, compare=False)  # when, in Unix time: to be looked at, nothing depends on it

@@ -35,7 +35,7 @@ FLAGS = {
     "generate": sorted([*ONE_OFF, "--prompt", "--max-new-tokens"]),
     "chat": sorted([*ONE_OFF, "--prompt", "--system", "--max-new-tokens"]),
     "run": ["--backfill", "--date", "--help", "--json", "--mode", "--set"],
-    "plan": ["--full", "--help", "--json", "--probe", "--set"],
+    "plan": ["--explain", "--full", "--help", "--json", "--probe", "--set"],
     "doctor": ["--help", "--json", "--rows", "--set"],
     "status": ["--help", "--json"],
     "retry": ["--help", "--json", "--set"],

@@ -7,7 +7,7 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
-from batchnlp.cli.show import duration, message, print_json, print_table, size
+from batchnlp.cli.show import duration, message, print_json, print_table, reasons_of, size
 from batchnlp.data import collect as collecting
 from batchnlp.data.ledger import open_ledgers, sums
 from batchnlp.data.status import ledgers, status_of
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from batchnlp.engine.estimate import Estimate
 
 
-def show_plan(spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False) -> None:
+def show_plan(
+    spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False, explain: bool = False
+) -> None:  # fmt: skip
     """Estimates of a job."""
     from batchnlp.engine.estimate import estimate
     from batchnlp.engine.planner import prepare
 
-    found = estimate(prepare(spec), full=full, probe=probe)
+    found = estimate(prepare(spec), full=full, probe=probe, explain=explain)
     if as_json:
         print_json(asdict(found))
         return
@@ -54,6 +56,7 @@ def _plan_rows(found: Estimate) -> list[tuple[str, str]]:
             [("done already", f"{many(found.rows_done, 'row')} in {many(found.committed, 'shard')}")]
             * bool(found.committed)
         ),
+        *((reason.replace("_", " "), many(n, "row")) for reason, n in reasons_of(found.changes or {})),
         ("sample", f"{many(found.sampled, 'document')}; the figures below stand on them"),
         ("tokens", f"about {found.tokens:,} in all; longest {found.longest:,}, the model takes {found.max_length:,}"),
         ("over the limit", f"about {many(found.over_limit, 'document')}"),

@@ -29,7 +29,9 @@ set_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key of the job, as engine.dtype=float32."
 )
 mode_option = click.option(
-    "--mode", type=click.Choice(["new", "append", "overwrite"]), help="What to do with another job's results in OUT."
+    "--mode",
+    type=click.Choice(["new", "append", "overwrite", "incremental"]),
+    help="What to do with another job's results in OUT.",
 )
 
 
@@ -112,13 +114,16 @@ def run(spec: str, as_json: bool, **flags: Any) -> None:
 @set_option
 @click.option("--full", is_flag=True, help="Look at every document instead of a sample.")
 @click.option("--probe", is_flag=True, help="Load the model, measure for some seconds, and tell the time it will take.")
+@click.option(
+    "--explain", is_flag=True, help="Of an incremental job: read the whole corpus, and count its rows by what changed."
+)
 @json_option
-def plan(spec: str, settings: tuple[str, ...], full: bool, probe: bool, as_json: bool) -> None:
+def plan(spec: str, settings: tuple[str, ...], full: bool, probe: bool, explain: bool, as_json: bool) -> None:
     """Tell what the job in SPEC will do and cost; write nothing."""
     from batchnlp.cli.look import show_plan
     from batchnlp.job.load import load_spec
 
-    show_plan(load_spec(spec, settings), as_json, full=full, probe=probe)
+    show_plan(load_spec(spec, settings), as_json, full=full, probe=probe, explain=explain)
 
 
 @main.command()

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import Ledger, open_ledgers
 from batchnlp.data.parts import DEAD_SCHEMA, ROW_GROUP
 from batchnlp.data.store import explain_full, fsync, temporary_in
@@ -69,6 +70,12 @@ def read_dead(ledger: Ledger, part: Part) -> pa.Table | None:
     return table
 
 
+def read_deletes(ledger: Ledger) -> Iterator[pa.Table]:
+    """Of a log of changes the rows that a run takes away; they come before those that it brings."""
+    hint = f"remove {ledger.store.path(ledger.control)}/manifest.json and run the job again; it is written anew"
+    return (_whole(ledger, file, hint) for file in deletes(ledger))
+
+
 def read_columns(ledger: Ledger, part: Part, columns: Sequence[str], rows: int | None = None) -> Iterator[pa.Table]:
     """Some columns (or leaves of them, as entities.list.element.label) of the results of a shard, a file at a time, in no
     order; of each file the first `rows`, without it all."""
@@ -78,7 +85,13 @@ def read_columns(ledger: Ledger, part: Part, columns: Sequence[str], rows: int |
 def _read(
     ledger: Ledger, part: Part, file: PartFile, columns: Sequence[str] | None = None, rows: int | None = None
 ) -> pa.Table:
-    path, hint = ledger.store.path(file.name), ledger.redo_hint(part.shard)
+    return _whole(ledger, file, ledger.redo_hint(part.shard), columns, rows)
+
+
+def _whole(
+    ledger: Ledger, file: PartFile, hint: str, columns: Sequence[str] | None = None, rows: int | None = None
+) -> pa.Table:
+    path = ledger.store.path(file.name)
     if damage := ledger.damage(file):
         raise CorruptError(f"{path} {damage}", hint)
     try:
@@ -99,6 +112,8 @@ def tables(root: str, read: Callable[[Ledger, Part], pa.Table | None] = read_par
     """The results (or what else `read` finds in a shard) of all live runs of an output, in input order, a shard at a
     time."""
     for ledger in open_ledgers(root):
+        if read is read_part:
+            yield from read_deletes(ledger)
         commits = ledger.commits()
         for index in sorted(commits):
             table = read(ledger, commits[index])

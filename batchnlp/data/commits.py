@@ -36,6 +36,7 @@ class Tally:
     dead: int = 0
     tokens: int = 0
     executed: int = 0
+    cached: int = 0
     forward: float = 0.0  # seconds
     codes: Counter[str] = field(default_factory=Counter)
     notes: set[str] = field(default_factory=set)  # what the backends had to say, each once
@@ -56,6 +57,7 @@ class Tally:
         self.dead += part.dead
         self.tokens += part.tokens
         self.executed += part.executed
+        self.cached += part.cached
         self.forward += part.seconds.get("forward", 0.0)
         self.codes.update(part.codes)
         self.notes.add(part.note)
@@ -83,7 +85,8 @@ def merged(layers: Sequence[Part]) -> Part:
     return Retried(
         first.shard, last.attempt, first.rows, first.rows - last.dead, last.dead, first.ids_hash, tuple(files),
         sum(layer.tokens for layer in layers), sum(layer.executed for layer in layers), dict(seconds), last.codes,
-        last.note or first.note, last.after, last.invocation, last.committed, tuple(layers),
+        last.note or first.note, sum(layer.cached for layer in layers), last.after, last.invocation, last.committed,
+        tuple(layers),
     )  # fmt: skip
 
 

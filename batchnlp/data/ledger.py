@@ -7,9 +7,11 @@
                                /commits/<shard>.json         created exclusively: this makes an attempt count
                                /segments/<first>.jsonl       whole ranges of commits, compacted when a run is resumed
                                /dead/, /order/               dead letters, row order of partitioned parts
+                               /gone.parquet, /deletes.json  of an incremental run: ids that are no more, their published file
                                /manifest.json                the sums, all files with size and checksum
                                /commits/r<g>-<shard>.json    of the g-th retry: its dead letters, tried again
                                /manifest-<g>.json, /resolved/   what a later retry has replaced
+    OUT/_batchnlp/state/<recipe8>/                  what incremental runs know of the rows of their corpus
     OUT/part-<shard>-<fp8>.parquet                  published: links to the committed files
     OUT/_SUCCESS                                    last
 
@@ -34,6 +36,7 @@ from batchnlp import failpoints
 from batchnlp.data import manifests
 from batchnlp.data.commits import Commits, Segments, Tally, merged
 from batchnlp.data.control import damaged, read_tree
+from batchnlp.data.deletes import deletes
 from batchnlp.data.parts import part_from_json, shard_name, staging_folder, write_parquet
 from batchnlp.data.store import CONTROL, LocalStore, Store, open_store, sha256_of, to_json
 from batchnlp.errors import CorruptError, OutputError
@@ -112,9 +115,8 @@ class Ledger:
             raise OutputError(f"{self.store.root} has no plan for run {self.run}", "run the job first")
         with damaged(self.store.path(f"{self.control}/plan.json"), self._afresh()):
             if tree["format"] != FORMAT:
-                raise OutputError(
-                    f"{self.store.root} was written by another version of batchnlp", "use a new output.path"
-                )
+                what = f"{self.store.root} was written by another version of batchnlp"
+                raise OutputError(what, "use a new output.path")
             files = tuple(_input_file(f) for f in tree["files"])
             shards = tuple(Shard(i, tuple(Segment(*s) for s in row)) for i, row in enumerate(tree["shards"]))
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(tree["schema"])))
@@ -185,10 +187,9 @@ class Ledger:
         Raises CorruptError where the part breaks the row contract or is not on disk as it says.
         """
         if part.rows != shard.rows or part.ok + part.dead != part.rows:
-            message = (
-                f"shard {shard.index} has {shard.rows} rows, its part {part.ok} results and {part.dead} dead letters"
-            )
-            raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
+            found = f"{shard.rows} rows, its part {part.ok} results and {part.dead} dead letters"
+            hint = "this is a fault of batchnlp; the shard was not committed"
+            raise CorruptError(f"shard {shard.index} has {found}", hint)
         folder = self._staging(part)
         failpoints.reach("commit")
         first = self.find(part.shard) is None and self._create_commit(part, folder, invocation)
@@ -298,6 +299,7 @@ class Ledger:
                 self.publish(part)
                 total.add(part)
                 manifest.add({**asdict(file), "shard": part.shard} for file in part.files)
+            manifest.add({**asdict(file), "shard": None} for file in deletes(self))
             if not success and self.fingerprint in live(self.store):
                 self.store.remove(SUCCESS)  # before the manifest says otherwise
             failpoints.reach("manifest")

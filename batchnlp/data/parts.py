@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 
 from batchnlp import failpoints
 from batchnlp.data.store import Store, sha256_of, to_json
-from batchnlp.types import Docs, Failure, InputFile, Int32, Part, PartFile
+from batchnlp.types import OP, Docs, Failure, InputFile, Int32, Part, PartFile
 
 ROW_GROUP = 120_000
-LATER = ("note", "after", "invocation", "committed")  # fields that older parts do not have
+LATER = ("note", "cached", "after", "invocation", "committed")  # fields that older parts do not have
 LONGEST_NAME = 180  # bytes of a quoted partition value; file systems take 255 for key=value
 
 DEAD_SCHEMA = pa.schema([
@@ -100,6 +100,19 @@ def dead_texts(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFil
         if (text := docs.text_at(doc)) is not None
     ]
     return pa.Table.from_pylist(rows, TEXT_SCHEMA)
+
+
+def is_log(schema: pa.Schema) -> bool:
+    """Whether results are a log of changes, whose last columns say which run changes a row, and how."""
+    return bool(schema.names[-1:] == [OP])
+
+
+def log_columns(schema: pa.Schema, rows: int, op: str) -> list[pa.Array]:
+    """The last columns of a log of changes; none of other results."""
+    if not is_log(schema):
+        return []
+    revision = int((schema.metadata or {}).get(b"batchnlp.revision", b"0"))
+    return [pa.repeat(pa.scalar(revision, pa.int32()), rows), pa.repeat(op, rows)]
 
 
 def write_parquet(table: pa.Table, path: str) -> None:
@@ -177,7 +190,7 @@ def staging_folder(control: str, shard: int, attempt: str, generation: int = 0) 
 
 
 def partition_folders(table: pa.Table, keys: list[str]) -> list[str]:
-    """`key=value/key=value` of each row; values are quoted, so that none can leave the output."""
+    """`key=value/key=value` of each row, nothing without keys; values are quoted, so that none can leave the output."""
     parts = []
     for key in keys:
         values = pc.dictionary_encode(table[key].cast(pa.string()), null_encoding="encode").combine_chunks()

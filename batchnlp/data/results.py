@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers
+from batchnlp.data.parts import is_log
 from batchnlp.data.store import sha256_of
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import PartFile
@@ -30,7 +31,12 @@ class Finished:
     generation: int  # 0, or how often dead letters were tried again
     schema: pa.Schema  # of the results, without metadata
     partition_by: tuple[str, ...]
-    files: tuple[PartFile, ...]  # those with results
+    files: tuple[PartFile, ...]  # those with results, and that of a log with deletes
+
+    @property
+    def log(self) -> bool:
+        """Whether it is a part of a log of changes."""
+        return is_log(self.schema)
 
     @classmethod
     def of(cls, ledger: Ledger) -> Finished:
@@ -132,4 +138,4 @@ def _generation(manifest: dict[str, Any]) -> int:
 def _files(manifest: dict[str, Any]) -> tuple[PartFile, ...]:
     fields = PartFile.__dataclass_fields__
     files = [PartFile(**{name: tree[name] for name in fields}) for tree in manifest["files"]]
-    return tuple(file for file in files if file.kind == "rows" and file.rows)
+    return tuple(file for file in files if file.kind in ("rows", "delete") and file.rows)

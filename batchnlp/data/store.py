@@ -144,14 +144,20 @@ class LocalStore:
 
     @contextmanager
     def writing(self, name: str, *, private: bool = False) -> Iterator[str]:
-        """In its place, and fsynced."""
-        path = self.path(name)
+        """Temporary file, fsync, rename."""
+        path, folder = self.path(name), os.path.dirname(self.path(name))
+        temporary = temporary_in(folder)
         with explain_full(self.root):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            if private:
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
-            yield path
-            fsync(path)
+            os.makedirs(folder, exist_ok=True)
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
+            try:
+                yield temporary
+                fsync(temporary)
+                os.replace(temporary, path)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+            fsync(folder)
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes."""

@@ -6,6 +6,7 @@ import os
 import re
 from contextlib import suppress
 
+from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import Ledger, fingerprints
 from batchnlp.data.lock import NAME as LOCK
 from batchnlp.data.store import CONTROL, Store, published_or_control
@@ -51,11 +52,12 @@ def sweep_unnamed(ledger: Ledger) -> None:
 
     What is listed before the commits are read was committed before it was published, or never.
     """
-    mine = re.compile(rf"part-(r\d+-)?\d+-{ledger.run}\.parquet")
+    mine = re.compile(rf"part-((r\d+-)?\d+|delete)-{ledger.run}\.parquet")
     folders = ledger.store.walk(published_or_control)
     listed = [os.path.join(folder, name) for folder, names in folders for name in names]
     found = [name for name in listed if mine.fullmatch(os.path.basename(name))]
     named = {file.name for part in ledger.commits().values() for file in part.files} if found else set()
+    named |= {file.name for file in deletes(ledger)}
     for name in set(found) - named:
         ledger.store.remove(name)
         ledger.store.prune(os.path.dirname(name))

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers, sums
-from batchnlp.data.parts import NULL_ID, hash_each
+from batchnlp.data.parts import NULL_ID, hash_each, is_log
 from batchnlp.data.store import Store, open_store, sha256_of
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import Part, PartFile, Plan, many
@@ -83,7 +84,8 @@ def _check_run(ledger: Ledger, verdict: Verdict) -> Ids:
 
 def _check_ids(ledgers: list[Ledger], hashes: list[Ids], verdict: Verdict) -> None:
     """Ids that are there more than once, in a run or in several. Those of a source may be; generated ones must not."""
-    verdict.duplicate_ids = _duplicates(hashes)
+    log = _is_log(ledgers[-1])  # in which a row that changes comes again
+    verdict.duplicate_ids = sum(_duplicates([found]) for found in hashes) if log else _duplicates(hashes)
     generated: list[Ids] = []
     for ledger, found in zip(ledgers, hashes, strict=True):
         if not _generates_ids(ledger):
@@ -101,6 +103,13 @@ def _generates_ids(ledger: Ledger) -> bool:
         return not (ledger.plan_tree() or {})["facts"]["source"].get("id")
     except (CorruptError, LookupError, AttributeError, TypeError):
         return False  # the plan is a problem already, or no ids were found
+
+
+def _is_log(ledger: Ledger) -> bool:
+    try:
+        return is_log(ledger.plan()[0].schema)
+    except (CorruptError, OutputError):
+        return False  # which is a problem already
 
 
 def _check_success(ledgers: list[Ledger], verdict: Verdict) -> None:
@@ -151,10 +160,14 @@ def _check_file(ledger: Ledger, file: PartFile) -> list[str]:
 
 def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: Verdict) -> None:
     total = sums(commits.values())
+    changes = (ledger.plan_tree() or {}).get("changes")
+    if changes is not None and plan.rows + changes["unchanged"] != changes["rows"]:
+        what = f"{changes['rows']:,} rows in, {plan.rows:,} to compute and {changes['unchanged']:,} that stand"
+        verdict.problems.append(f"run {ledger.run}: {what}")
     verdict.rows += plan.rows
     verdict.ok += total["ok"]
     verdict.dead += total["dead"]
-    verdict.files += sum(len(part.files) for part in commits.values())
+    verdict.files += sum(len(part.files) for part in commits.values()) + len(deletes(ledger))
     try:
         manifest = ledger.manifest()
     except CorruptError as error:
@@ -166,7 +179,10 @@ def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: 
     if any(manifest[key] != total[key] for key in ("rows", "ok", "dead")) or manifest["rows"] != plan.rows:
         verdict.problems.append(f"run {ledger.run}: the manifest's sums are not those of the commits")
     listed = {(f.get("name"), f.get("sha256")) for f in manifest["files"]}
-    if listed != {(f.name, f.sha256) for part in commits.values() for f in part.files}:
+    deleted = deletes(ledger)
+    for file in deleted:
+        verdict.problems += _check_file(ledger, file)
+    if listed != {(f.name, f.sha256) for f in [*(f for part in commits.values() for f in part.files), *deleted]}:
         verdict.problems.append(f"run {ledger.run}: the manifest lists other files than the commits")
 
 

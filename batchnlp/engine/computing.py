@@ -101,6 +101,10 @@ class RunResult:
     resolved: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a backend did otherwise than it would, and why
     replaced: list[str] = field(default_factory=list)  # runs that an overwrite took the place of
+    reused: int = 0  # incremental: rows whose results of before stand
+    deleted: int = 0  # incremental: ids that have no result any more
+    changes: dict[str, int] = field(default_factory=dict)  # incremental: rows of the corpus by reason
+    cached: int = 0  # rows computed now whose results came from the cache
 
 
 @dataclass(slots=True)
@@ -158,11 +162,9 @@ class Computation:
 
     def _start(self, plan: Plan, resolved: Resolved, threads: int, left: Sequence[Shard]) -> Runner:
         spec, source = self.prepared.spec, self.prepared.source
-        setup = WorkerSetup(spec, self.prepared.model, plan, resolved, source.schema, self._spool(), threads)
-        if (
-            spec.engine.address and spec.engine.insecure and not ray_token()
-        ):  # as the cluster; read when ray is imported
-            os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        setup = WorkerSetup(spec, self.prepared.model, plan, resolved, source.schema, self.spool(), threads)
+        if spec.engine.address and spec.engine.insecure and not ray_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # as the cluster; read when ray is imported
         factory = registry.load(registry.RUNNERS, spec.engine.runner)
         if spec.engine.runner == "inline":
             self.replicas = 1
@@ -170,7 +172,7 @@ class Computation:
             self.interrupt.defer()
         return factory(setup, left, self.replicas, spec.engine.address)  # type: ignore[no-any-return]
 
-    def _spool(self) -> str | None:
+    def spool(self) -> str | None:
         """Compressed line files are unpacked once, where every replica can read them."""
         if not any(file.compression for file in self.prepared.source.files):
             return None
@@ -269,6 +271,6 @@ def summed_up(work: Computation, resolved: Resolved, run: str, output: str) -> R
             "forward": round(busy, 3), "write": round(c.get("write", 0.0), 3), "idle": round(c.get("idle", 0.0), 3),
             "total": round(time.monotonic() - work.began, 3),
         },
-        codes=total["codes"], resolved={**asdict(resolved), "replicas": work.replicas},
+        cached=work.new.cached, codes=total["codes"], resolved={**asdict(resolved), "replicas": work.replicas},
         notes=[*sorted({work.prepared.task.note, *work.total.notes} - {""}), *work.notes],
     )  # fmt: skip

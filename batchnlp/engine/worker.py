@@ -29,7 +29,7 @@ import pyarrow as pa
 from batchnlp import failpoints, registry
 from batchnlp.data.again import Again
 from batchnlp.data.ledger import Ledger
-from batchnlp.data.parts import PartWriter, dead_table, dead_texts, ids_hash
+from batchnlp.data.parts import PartWriter, dead_table, dead_texts, ids_hash, log_columns
 from batchnlp.data.sources import Source
 from batchnlp.data.sources.repeats import Repeats
 from batchnlp.data.store import CONTROL, open_store
@@ -37,7 +37,8 @@ from batchnlp.engine.suspects import Suspect
 from batchnlp.errors import CorruptError, WorkerLostError
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import answers
-from batchnlp.types import Docs, Encoded, Failure, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Server, Shard
+from batchnlp.tasks.cached import cached_rows, with_cache
+from batchnlp.types import UPSERT, Docs, Encoded, Failure, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Server, Shard
 
 Lease = Callable[[], Shard | None]
 _Found = tuple[pa.Table, pa.Table, pa.Table]  # results, dead letters, and their texts where asked for
@@ -96,12 +97,14 @@ class _Cost:
 
     tokens: int = 0
     executed: int = 0
+    cached: int = 0  # rows
     seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "forward": 0.0, "write": 0.0})
 
     def add(self, other: _Cost) -> None:
         """Something more."""
         self.tokens += other.tokens
         self.executed += other.executed
+        self.cached += other.cached
         for stage, seconds in other.seconds.items():
             self.seconds[stage] += seconds
 
@@ -119,7 +122,7 @@ class _Item:
     def add(self, raw: Raw) -> None:
         """What the model answered in this round."""
         self.raw = raw
-        self.cost.add(_Cost(raw.tokens, raw.executed, {"forward": raw.seconds}))
+        self.cost.add(_Cost(raw.tokens, raw.executed, seconds={"forward": raw.seconds}))
 
 
 class _Feed:
@@ -174,7 +177,7 @@ class Worker:
         self._store, self._generation = open_store(spec.output.path), setup.plan.generation
         self._control = f"{CONTROL}/{setup.plan.fingerprint}"
         self._ledger = Ledger(self._store, setup.plan.fingerprint)
-        self._task = task = registry.task(setup.model, spec.task)
+        self._task = task = with_cache(registry.task(setup.model, spec.task), spec, setup.model, setup.resolved)
         self._source = Source(
             spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
         )
@@ -243,6 +246,7 @@ class Worker:
         failpoints.reach("encode", docs.text)
         began = perf_counter()
         item = _Item(shard, docs, self._task.encode(docs))
+        item.cost.cached = cached_rows(item.encoded)
         item.cost.seconds["encode"] = seconds = perf_counter() - began
         self.meter.encode += seconds
         self.meter.step(seconds)
@@ -342,7 +346,9 @@ class Worker:
         alive = np.ones(len(item.docs), bool)
         alive[[failure.doc for failure in failures]] = False
         date = [pa.repeat(pa.scalar(self._date, pa.date32()), len(item.docs))] if self._date else []
-        table = pa.table([item.docs.ids, *item.docs.keep.columns, *date, *found.columns], names=self._schema.names)
+        log = log_columns(self._schema, len(item.docs), UPSERT)
+        columns = [item.docs.ids, *item.docs.keep.columns, *date, *found.columns, *log]
+        table = pa.table(columns, names=self._schema.names)
         table = (table if alive.all() else table.filter(pa.array(alive))).cast(self._schema.remove_metadata())
         return self._found(item.docs, table.replace_schema_metadata(self._schema.metadata), failures)
 

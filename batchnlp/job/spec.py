@@ -151,8 +151,10 @@ class OutputSpec(Section):
         default_factory=list, description="Kept columns, and run_date, that become key=value directories."
     )
     dead_text: bool = Field(False, description="Write the texts of dead letters too, for their owner's eyes only.")
-    mode: Literal["new", "append", "overwrite"] = Field(
-        "new", description="Another job's results in the same place: refuse, add to them, or replace them when done."
+    mode: Literal["new", "append", "overwrite", "incremental"] = Field(
+        "new",
+        description="Another job's results in the same place: refuse, add to them, or replace them when done. incremental: "
+        "a log of changes, of which each run computes what is new or changed since the last good one.",
     )
     report: bool = Field(True, description="Write a page about the run, _report.html, when it ends.")
 
@@ -168,6 +170,22 @@ class OutputSpec(Section):
         if re.search(r"[*?\[\]]", value):
             raise ValueError(f"output.path: {value} reads like a pattern; choose an address without * ? [ ]")
         return value.rstrip("/")
+
+
+class CacheSpec(Section):
+    """A directory of results by content, which any jobs may share."""
+
+    path: str = Field(min_length=1, description="A local directory.")
+    max_bytes: int = Field(
+        10_000_000_000, ge=1, description="What it may hold; results that were used longest ago go first."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _check(cls, value: str) -> str:
+        if "://" in value:
+            raise ValueError(f"cache.path: {value} is a URI; a cache is a local directory")
+        return os.path.expanduser(value)
 
 
 Seconds = Annotated[float, Field(gt=0)] | Literal["auto"]
@@ -218,6 +236,9 @@ class JobSpec(Section):
     sinks: Annotated[list[SinkSpec], BeforeValidator(lambda v: [v] if isinstance(v, dict) else v)] = Field(
         default_factory=list, description="Warehouses that get the results after the run."
     )
+    cache: Annotated[CacheSpec | None, BeforeValidator(lambda v: {"path": v} if isinstance(v, str) else v)] = Field(
+        None, description="Where results are kept for this and other jobs: the same text, model and parameters once."
+    )
     limits: LimitsSpec = Field(default_factory=LimitsSpec)
     evaluate: EvaluateSpec = Field(default_factory=EvaluateSpec)
     gates: dict[str, Gate] = Field(
@@ -237,6 +258,13 @@ class JobSpec(Section):
         missing = [name for name in self.output.partition_by if name not in (*self.source.keep, RUN_DATE)]
         if missing:
             raise ValueError(f"output.partition_by names {missing[0]!r}, which source.keep does not; add it there")
+        if self.output.mode == "incremental" and self.source.id is None:
+            raise ValueError("source.id is needed for output.mode=incremental: rows are known again by it")
+        loose = [key for key in ("on_bad_file", "on_duplicate_id") if getattr(self.source, key) != "fail"]
+        if self.output.mode == "incremental" and loose:
+            raise ValueError(
+                f"source.{loose[0]} must be fail with output.mode=incremental: a row left out reads as deleted"
+            )
         if self.writes_date and self.date is None:
             raise ValueError("date is needed for output.partition_by run_date")
         if self.schedule is not None and self.job is None:  # made from output.path, it might be another every night

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
-from batchnlp.data.sources import filters, partitions
+from batchnlp.data.sources import filters, partitions, selection
 from batchnlp.data.sources.base import Bad, Limits, Reader, Rows, Run
 from batchnlp.data.sources.columns import nulls
 from batchnlp.data.sources.docs import Piece, documents
@@ -237,14 +238,20 @@ class Source:
         self._store.check(file)
         rows = self._rows(segment, self._wanted)
         chosen = self._chosen(rows)
-        at = next((bad.at for bad in rows.bad if bad.lost), None)
-        if at is None:
-            return Piece(segment.file, file, segment.start, rows, chosen)
-        chosen = np.arange(rows.table.num_rows) if chosen is None else chosen
-        lost = segment.rows - (len(chosen) - 1)
-        if lost < 1:  # the filter wants none of them
-            chosen = chosen[chosen != at]
-        return Piece(segment.file, file, segment.start, rows, chosen, lost)
+        if segment.selected:
+            at = selection.positions(segment.selected)
+            chosen = at if chosen is None else chosen[at]
+        table, lost = rows.table.select(self.schema.names), 0
+        damaged = next((bad.at for bad in rows.bad if bad.lost), None)
+        if chosen is None:
+            chosen = np.arange(table.num_rows)
+        if damaged is not None:
+            lost = segment.rows - (len(chosen) - 1)
+            if lost < 1:  # the filter wants none of them
+                chosen = chosen[chosen != damaged]
+        if len(chosen) < table.num_rows:
+            table = table.take(chosen)  # at once: of many segments only these rows are held together
+        return Piece(segment.file, file, segment.start, replace(rows, table=table), chosen, lost)
 
     def _rows(self, segment: Segment, schema: pa.Schema) -> Rows:
         file = self.files[segment.file]
