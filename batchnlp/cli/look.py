@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, cast
 
 from batchnlp.cli.show import duration, message, print_json, print_table, reasons_of, size
 from batchnlp.data import collect as collecting
-from batchnlp.data.ledger import open_ledgers, sums
+from batchnlp.data.commits import Tally
+from batchnlp.data.ledger import open_ledgers
 from batchnlp.data.status import ledgers, status_of
 from batchnlp.data.verify import verify
 from batchnlp.errors import OutputError
@@ -129,7 +130,7 @@ def write_collected(out: str, target: str | None, format_: str | None, dead: boo
     lost = 0
     for ledger in open_ledgers(out):
         done, shards = ledger.commits(), len(ledger.plan()[0].shards)
-        lost += sums(done.values())["dead"]
+        lost += Tally.of(done.values()).sums()["dead"]
         if len(done) < shards:
             message(f"run {ledger.run} is not complete: {len(done):,} of {many(shards, 'shard')}")
     rows = collecting.collect(out, target, cast(collecting.Format, format_), dead=dead)

@@ -350,11 +350,6 @@ class Ledger:
         return self.complete() or any(self.store.names(f"{self.control}/{name}") for name in FOLDERS)
 
 
-def sums(parts: Iterable[Part]) -> dict[str, Any]:
-    """What parts add up to."""
-    return Tally.of(parts).sums()
-
-
 def live(store: Store) -> list[str]:
     """The fingerprints whose results stand in this output, oldest first."""
     hint = 'write {"live": [...]} into it, with those folders beside it whose results are to stand'

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from batchnlp.data.commits import Tally
 from batchnlp.data.deletes import deletes
-from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers, sums
+from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers
 from batchnlp.data.parts import NULL_ID, hash_each, is_log
 from batchnlp.data.store import Store, open_store, sha256_of
 from batchnlp.errors import CorruptError, OutputError
@@ -159,7 +160,7 @@ def _check_file(ledger: Ledger, file: PartFile) -> list[str]:
 
 
 def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: Verdict) -> None:
-    total = sums(commits.values())
+    total = Tally.of(commits.values()).sums()
     changes = (ledger.plan_tree() or {}).get("changes")
     if changes is not None and plan.rows + changes["unchanged"] != changes["rows"]:
         what = f"{changes['rows']:,} rows in, {plan.rows:,} to compute and {changes['unchanged']:,} that stand"

@@ -17,7 +17,8 @@ import numpy as np
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.data.ledger import Ledger, sums
+from batchnlp.data.commits import Tally
+from batchnlp.data.ledger import Ledger
 from batchnlp.data.store import open_store
 from batchnlp.engine.incremental import changes_of, on_base, plan_changes
 from batchnlp.engine.planner import Prepared, find_repeats, make_plan
@@ -102,7 +103,7 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False, exp
         padding=_padding(lengths, resolved, plan, sampled),
         memory=_memory(prepared, resolved, lengths, plan, sampled),
         resolved=asdict(resolved), replicas=replicas,
-        committed=len(done), rows_done=sums(done.values())["rows"],
+        committed=len(done), rows_done=Tally.of(done.values()).sums()["rows"],
         notes=[note for note in (prepared.task.note, *([ALL] if incremental and changes is None else [])) if note],
         changes=None if changes is None else asdict(changes),
     )  # fmt: skip

@@ -33,6 +33,7 @@ from batchnlp.data.parts import PartWriter, dead_table, dead_texts, ids_hash, lo
 from batchnlp.data.sources import Source
 from batchnlp.data.sources.repeats import Repeats
 from batchnlp.data.store import CONTROL, open_store
+from batchnlp.engine.meter import Cost, Meter
 from batchnlp.engine.suspects import Suspect
 from batchnlp.errors import CorruptError, WorkerLostError
 from batchnlp.job.spec import JobSpec
@@ -67,49 +68,6 @@ class WorkerSetup:
 
 
 @dataclass(slots=True)
-class Meter:
-    """What a worker has done so far; written by its threads, read by anyone at any time."""
-
-    docs: float = 0.0  # through the model; inside a shard estimated from its pieces
-    tokens: int = 0
-    executed: int = 0
-    dead: int = 0
-    busy: float = 0.0  # seconds of forward
-    encode: float = 0.0
-    write: float = 0.0
-    idle: float = 0.0  # seconds that the device waited for a shard
-    steps: int = 0  # batches, and shards read or written: what grows while a worker is not stuck
-    slowest: float = 0.0  # seconds of one step
-
-    def step(self, seconds: float) -> None:
-        """One more."""
-        self.steps += 1
-        self.slowest = max(self.slowest, seconds)
-
-    def snapshot(self) -> dict[str, float]:
-        """The counters as a dictionary."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-
-@dataclass(slots=True)
-class _Cost:
-    """What a shard has taken."""
-
-    tokens: int = 0
-    executed: int = 0
-    cached: int = 0  # rows
-    seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "forward": 0.0, "write": 0.0})
-
-    def add(self, other: _Cost) -> None:
-        """Something more."""
-        self.tokens += other.tokens
-        self.executed += other.executed
-        self.cached += other.cached
-        for stage, seconds in other.seconds.items():
-            self.seconds[stage] += seconds
-
-
-@dataclass(slots=True)
 class _Item:
     """A shard, or some rows of one, on its way through the stages."""
 
@@ -117,12 +75,12 @@ class _Item:
     docs: Docs
     encoded: Encoded
     raw: Raw | None = None
-    cost: _Cost = field(default_factory=_Cost)
+    cost: Cost = field(default_factory=Cost)
 
     def add(self, raw: Raw) -> None:
         """What the model answered in this round."""
         self.raw = raw
-        self.cost.add(_Cost(raw.tokens, raw.executed, seconds={"forward": raw.seconds}))
+        self.cost.add(Cost(raw.tokens, raw.executed, seconds={"forward": raw.seconds}))
 
 
 class _Feed:
@@ -276,7 +234,7 @@ class Worker:
             began = perf_counter()
             yield self._written(item.shard, item.docs, self._results(item), item.cost, began)
 
-    def _written(self, shard: Shard, docs: Docs, found: _Found, cost: _Cost, began: float) -> Part:
+    def _written(self, shard: Shard, docs: Docs, found: _Found, cost: Cost, began: float) -> Part:
         table, dead, texts = found
         cost.seconds["write"] += perf_counter() - began
         measured = {**asdict(cost), "note": self._backend.note}
@@ -313,7 +271,7 @@ class Worker:
 
     def _alone(self, shard: Shard, suspect: Suspect) -> Part | None:
         """The shard range by range; None where it was stopped half-way."""
-        docs, cost = self._read(shard), _Cost()
+        docs, cost = self._read(shard), Cost()
         found = {-1: self._found(docs, self._schema.empty_table(), [])}
         for failure in suspect.failures:
             found[failure.doc] = self._found(docs, found[-1][0], [failure])
