@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from batchnlp.data.commits import Tally
+from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import Ledger, fingerprints, open_ledgers
 from batchnlp.data.lock import running
 from batchnlp.errors import CorruptError, OutputError
@@ -36,6 +37,8 @@ class Status:
     live: bool
     retries: int  # times that dead letters were tried again
     damage: list[str] = field(default_factory=list)
+    changes: dict[str, int] = field(default_factory=dict)  # of an incremental run: all rows of the corpus by reason
+    deleted: int = 0  # ids that have no result any more
 
 
 def ledgers(root: str) -> list[tuple[Ledger, bool]]:
@@ -67,6 +70,7 @@ def status_of(ledger: Ledger, live: bool, watch: Callable[[Part], None] = lambda
         "damaged" if damage else state, ledger.run, tree.get("job"), ledger.store.root,
         len(plan.shards) if plan else None, total.shards, plan.rows if plan else None, total.rows, total.ok, total.dead,
         dict(total.codes), ledger.store.path(f"{ledger.control}/dead"), live, ledger.retries, damage,
+        tree.get("changes") or {}, sum(file.rows for file in read(partial(deletes, ledger), damage) or ()),
     )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def _whole(prepared: Prepared, docs: Docs, best: Resolved, replicas: int) -> Run
         engine = spec.engine.model_copy(update={**_settings(best), "replicas": replicas, "device": best.device})
         return run_job(spec.model_copy(update={
             "source": source, "engine": engine, "output": OutputSpec(path=str(Path(folder, "out"))),
-            "limits": LimitsSpec(max_failed="100%"),
+            "limits": LimitsSpec(max_failed="100%"), "cache": None, "sinks": [], "hooks": [],
         }))  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from batchnlp.backends import device as devices
+from batchnlp.data.changes import rows_of
 from batchnlp.data.invocations import Diary
 from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle
 from batchnlp.data.lock import Lock
@@ -116,6 +117,8 @@ class _Run:
             self.ledger.reopen()
             self.diary.begin()
             self.work.run(plan, resolved, threads, left)
+        elif self.incremental and not self.ledger.complete():  # a night with nothing to compute is a night
+            self.diary.begin()
         if len(self.work.parts) < len(plan.shards):
             return self._result("stopped", resolved, resumed, self.work.exit_code, self.work.why)
         return self._finish(plan, resolved, resumed)
@@ -152,7 +155,7 @@ class _Run:
 
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
         dead, new = self.work.total.dead, self.work.new.shards
-        allowed = self.spec.limits.failed_allowed(incremental.rows_of(self.ledger, plan))
+        allowed = self.spec.limits.failed_allowed(rows_of(self.ledger, plan))
         success = dead <= allowed
         manifest = None
         with suppress(CorruptError):  # which is written anew
