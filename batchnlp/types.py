@@ -9,7 +9,7 @@ This file imports numpy and pyarrow and nothing of batchnlp.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -387,14 +387,6 @@ class Plan:
     def rows(self) -> int:
         """Rows in, over all shards."""
         return sum(shard.rows for shard in self.shards)
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """The `known` name most like `word`, for error messages; empty when none is near."""
-    import difflib
-
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return found[0] if found else ""
 
 
 def many(count: int, noun: str) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +13,17 @@ import pytest
 import tiny
 from commands import Corpus, classify, invoke, last_json, rows_of
 from outputs import Crash
+from poison import TOKEN, WORD, poison
 from warehouses import Warehouse
 
-from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.data.ledger import Ledger, open_ledgers
 from batchnlp.data.verify import verify
-from batchnlp.types import Pieces
 
 TEXTS: list[str | None] = [*tiny.texts(22), None, "", "   "]
 POISON = {3, 11, 12, 21}
-WORD = "kangaroo"  # of one token
-TOKEN = 21652
 POISONED = [f"{text} {WORD}" if i in POISON else text for i, text in enumerate(TEXTS)]
 SHARDS = "--set", "source.rows_per_shard=10"
 MANY = *SHARDS, "--set", "limits.max_failed=10"
-
-
-@contextmanager
-def poison(monkeypatch: pytest.MonkeyPatch, token: int = TOKEN) -> Iterator[list[int]]:
-    """As long as this lasts, the model fails on every document with the word; how many pieces it was given."""
-    launch: Callable[..., Any] = TorchEncoder._launch
-    met: list[int] = []
-
-    def faulty(self: TorchEncoder, pieces: Pieces, batch: Any, lengths: Any) -> Any:
-        met.append(len(batch.index))
-        ids = [pieces.ids[pieces.starts[i] : pieces.starts[i + 1]] for i in batch.index]
-        if any(token in one for one in ids):
-            raise ValueError("bad luck")
-        return launch(self, pieces, batch, lengths)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TorchEncoder, "_launch", faulty)
-        yield met
 
 
 def test_the_word_is_one_token(classifier: str) -> None:

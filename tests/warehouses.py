@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from batchnlp.data.deletes import set_deletes
 from batchnlp.data.ledger import Ledger, live, set_live, settle
 from batchnlp.data.parts import DEAD_SCHEMA, PartWriter
-from batchnlp.data.store import LocalStore, sha256_file
+from batchnlp.data.store import LocalStore, sha256_of
 from batchnlp.job.sinks import SinkSpec
 from batchnlp.types import InputFile, PartFile, Plan, Resolved, Segment, Shard
 
@@ -54,7 +54,8 @@ def write_output(
         columns = [deletes, *(pa.nulls(len(deletes), field.type) for field in list(table.schema)[1:-2])]
         gone = logged(pa.table(columns, names=table.schema.names[:-2]), len(live(store)) - 1, "delete")
         pq.write_table(gone.cast(table.schema), root / name)
-        file = PartFile(name, len(deletes), (root / name).stat().st_size, sha256_file(str(root / name)), "delete")
+        with (root / name).open("rb") as handle:
+            file = PartFile(name, len(deletes), (root / name).stat().st_size, sha256_of(handle), "delete")
         set_deletes(ledger, file)
     ledger.finish(ledger.commits(), {"job": job}, success=True)
     settle(store)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from batchnlp.errors import ModelError
-from batchnlp.types import ModelFiles, nearest
+from batchnlp.types import ModelFiles
+from batchnlp.words import nearest
 
 PACKAGE = "package:"
 CARD = "README.md"  # what the hub, and batchnlp.evaluate.card, call a model's card

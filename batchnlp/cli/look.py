@@ -88,6 +88,7 @@ def show_status(out: str, as_json: bool) -> None:
             *([("below its gates", run.gates)] if run.gates else []),
             ("shards", f"{run.shards_done:,} of {_known(run.shards)} done"),
             ("rows", f"{run.rows_done:,} of {_known(run.rows)}: {_sum(run.ok, run.dead)}"),
+            *((reason.replace("_", " "), f"{n:,}") for reason, n in reasons_of(run.changes)),
             *((f"dead: {code}", f"{n:,}") for code, n in sorted(run.codes.items())),
         ]
         if run.dead:

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnlp.data.known import KnownRows
+from batchnlp.data.ledger import Ledger
 from batchnlp.data.store import explain_full
 from batchnlp.errors import SourceError
-from batchnlp.types import Int64
+from batchnlp.types import Int64, Plan
 
 PARTITION = 200_000  # rows, roughly
 FLUSH = 500_000  # rows that wait in memory for their partitions
@@ -41,6 +42,19 @@ class Changes:
     def computed(self) -> int:
         """The rows that must be."""
         return self.rows - self.unchanged
+
+
+def changes_of(ledger: Ledger) -> Changes | None:
+    """What the plan of an incremental run says of its rows; None of another run."""
+    tree = (ledger.plan_tree() or {}).get("changes")
+    return None if tree is None else Changes(**tree)
+
+
+def rows_of(ledger: Ledger, plan: Plan) -> int:
+    """The rows of the corpus: with those that stand, which a plan leaves out. Limits go by them, because each run tries all
+    again that fails."""
+    found = changes_of(ledger)
+    return plan.rows + (found.unchanged if found is not None else 0)
 
 
 class Bits:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from batchnlp.data.commits import Tally
+from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import Ledger, fingerprints, open_ledgers
 from batchnlp.data.lock import running
 from batchnlp.errors import CorruptError, OutputError
@@ -37,6 +38,8 @@ class Status:
     retries: int  # times that dead letters were tried again
     gates: str = ""  # those that are not kept
     damage: list[str] = field(default_factory=list)
+    changes: dict[str, int] = field(default_factory=dict)  # of an incremental run: all rows of the corpus by reason
+    deleted: int = 0  # ids that have no result any more
 
 
 def ledgers(root: str) -> list[tuple[Ledger, bool]]:
@@ -74,6 +77,7 @@ def _status_of(ledger: Ledger, live: bool, watch: Callable[[Part], None]) -> Sta
         len(plan.shards) if plan else None, total.shards, plan.rows if plan else None, total.rows, total.ok, total.dead,
         dict(total.codes), ledger.store.path(f"{ledger.control}/dead"), live, ledger.retries,
         str((manifest or {}).get("gates") or ""), damage,
+        tree.get("changes") or {}, sum(file.rows for file in read(partial(deletes, ledger), damage) or ()),
     )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from batchnlp.errors import SourceError
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import COUNT_FIELDS, Task
-from batchnlp.types import Docs, Failure, nearest
+from batchnlp.types import Docs, Failure
+from batchnlp.words import nearest
 
 Job = JobSpec | Mapping[str, Any] | str | os.PathLike[str]
 

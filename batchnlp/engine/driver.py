@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchnlp.backends import device as devices
+from batchnlp.data.changes import rows_of
 from batchnlp.data.invocations import Diary
 from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle
 from batchnlp.data.lock import Lock
@@ -130,6 +131,8 @@ class _Run:
             self.ledger.reopen()
             self.diary.begin()
             self.work.run(plan, resolved, threads, left)
+        elif self.incremental and not self.ledger.complete():  # a night with nothing to compute is a night
+            self.diary.begin()
         signalled = self.work.interrupt.signal and asked(self.spec.evaluate, self.spec.gates)
         if len(self.work.parts) < len(plan.shards) or signalled:
             return self._result("stopped", resolved, resumed, self.work.exit_code, self.work.why)
@@ -168,7 +171,7 @@ class _Run:
 
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
         dead, new = self.work.total.failed, self.work.new.shards
-        allowed = self.spec.limits.failed_allowed(incremental.rows_of(self.ledger, plan))
+        allowed = self.spec.limits.failed_allowed(rows_of(self.ledger, plan))
         if dead <= allowed:
             self.judged = judge_run(self.spec, self.ledger, self.work.interrupt)
         gates = below(self.judged)

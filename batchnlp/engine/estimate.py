@@ -17,10 +17,11 @@ import numpy as np
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
+from batchnlp.data.changes import changes_of
 from batchnlp.data.commits import Tally
 from batchnlp.data.ledger import Ledger
 from batchnlp.data.store import open_store
-from batchnlp.engine.incremental import changes_of, on_base, plan_changes
+from batchnlp.engine.incremental import on_base, plan_changes
 from batchnlp.engine.planner import Prepared, find_repeats, make_plan
 from batchnlp.errors import UsageError
 from batchnlp.text.batching import pack, padding
@@ -78,7 +79,7 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False, exp
         prepared = on_base(prepared, store)
     ledger, changes = Ledger(store, prepared.fingerprint), None
     if ledger.plan_tree() is not None:
-        plan, changes = ledger.plan()[0], changes_of(ledger) if incremental else None
+        plan, changes = ledger.plan()[0], changes_of(ledger)
     elif explain:
         plan, changes = plan_changes(prepared, store, replicas, keep=False)
     else:

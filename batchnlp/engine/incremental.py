@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batchnlp.data.changes import Before, Bits, Changes, Record, Spill, compare
+from batchnlp.data.changes import Before, Bits, Changes, Record, Spill, changes_of, compare
 from batchnlp.data.collect import read_dead
 from batchnlp.data.deletes import deletes, set_deletes
 from batchnlp.data.hashing import id_keys
@@ -105,11 +105,6 @@ def plan_changes(
     return replace(whole, shards=tuple(shards)), found
 
 
-def changes_of(ledger: Ledger) -> Changes:
-    """What the plan of a run says of its rows."""
-    return Changes(**(ledger.plan_tree() or {})["changes"])
-
-
 def write_deletes(prepared: Prepared, ledger: Ledger, plan: Plan) -> None:
     """Publish the ids that had a result and have none any more: rows that are gone, and rows that fail now."""
     with closing(_deleted(prepared, ledger)) as deleted:
@@ -130,14 +125,9 @@ def write_deletes(prepared: Prepared, ledger: Ledger, plan: Plan) -> None:
 
 def told(result: RunResult, ledger: Ledger) -> RunResult:
     """A result, with what has become of all rows of the corpus."""
-    changes, deleted = changes_of(ledger), sum(file.rows for file in deletes(ledger))
+    changes, deleted = changes_of(ledger) or Changes(), sum(file.rows for file in deletes(ledger))
     rows, stand = result.rows + changes.unchanged, changes.unchanged
     return replace(result, rows=rows, reused=stand, deleted=deleted, changes=asdict(changes))
-
-
-def rows_of(ledger: Ledger, plan: Plan) -> int:
-    """The rows whose failures a limit is about: with those that stand, because all that fails is tried again each time."""
-    return plan.rows + (changes_of(ledger).unchanged if is_log(plan.schema) else 0)
 
 
 def make_live(ledger: Ledger) -> None:

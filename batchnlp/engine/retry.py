@@ -16,9 +16,12 @@ from dataclasses import asdict, dataclass, replace
 
 from batchnlp.backends import device as devices
 from batchnlp.data.again import forget_stale, put_away, worth_trying
+from batchnlp.data.changes import changes_of, rows_of
 from batchnlp.data.commits import Tally
-from batchnlp.data.ledger import Ledger, open_ledgers, settle
+from batchnlp.data.ledger import Ledger, fingerprints, live, open_ledgers, settle
 from batchnlp.data.lock import Lock
+from batchnlp.data.parts import is_log
+from batchnlp.engine import incremental
 from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
 from batchnlp.engine.judge import below, judge_run
 from batchnlp.engine.loading import load_all
@@ -46,7 +49,7 @@ def retry_job(root: str, settings: Sequence[str] = (), listen: Listener = lambda
         try:
             lock.acquire()
             results: list[RunResult] = []
-            for ledger in ledgers:
+            for ledger in _worth(ledgers, settings):
                 results.append(_Retry(ledger, settings, invocation, listen, began, interrupt).run())
                 if results[-1].status == "stopped":
                     break
@@ -54,6 +57,31 @@ def retry_job(root: str, settings: Sequence[str] = (), listen: Listener = lambda
         finally:
             interrupt.defer()
             lock.release()
+
+
+def _worth(ledgers: Sequence[Ledger], settings: Sequence[str]) -> Sequence[Ledger]:
+    """The runs whose dead letters count: of a log of changes the newest alone, which has tried those of all others again. That
+    is the one which the same command would resume; it may be over its limit, and not live."""
+    newest = ledgers[-1]
+    if not is_log(newest.plan()[0].schema):
+        return ledgers
+    store, standing = newest.store, live(newest.store)
+    if not any(Ledger(store, name).complete() for name in fingerprints(store) if name not in standing):
+        return [newest]
+    prepared = incremental.on_base(prepare(_spec(newest, settings)), store)
+    resumed = Ledger(store, prepared.fingerprint)
+    return [resumed if resumed.complete() else newest]
+
+
+def _spec(ledger: Ledger, settings: Sequence[str]) -> JobSpec:
+    """The job of a run as it was judged by last, wherever its output lies by now; its plan may be older, and know other limits
+    and gates."""
+    tree, judged = ledger.plan_tree() or {}, None
+    with suppress(CorruptError):
+        judged = ledger.outcome()
+    spec = build_spec((judged or {}).get("spec") or tree["spec"], settings, where=f"the job of run {ledger.run}")
+    output = spec.output.model_copy(update={"path": ledger.store.root})
+    return spec.model_copy(update={"output": output, "job": tree["job"]})
 
 
 @dataclass(slots=True)
@@ -84,7 +112,10 @@ class _Retry:
         seconds = {"start": 0.0, "encode": 0.0, "forward": 0.0, "write": 0.0, "idle": 0.0, "total": 0.0}
         root = self.ledger.store.root
         result = RunResult("done", self.ledger.run, root, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, seconds, message=message)
-        return load_all(result, self._spec().sinks, self.interrupt) if self.ledger.succeeded() else result
+        if not self.ledger.succeeded():
+            return result
+        self._stand()  # the last one may have ended before it had done this
+        return load_all(result, _spec(self.ledger, self.settings).sinks, self.interrupt)
 
     def _again(self, again: list[Shard]) -> RunResult:
         prepared, (plan, stored) = self._prepared(), self.ledger.plan()
@@ -107,17 +138,26 @@ class _Retry:
             return replace(result, status="stopped", exit_code=work.exit_code, message=work.why)
         return self._finish(prepared, result, plan.rows, generation)
 
+    def _stand(self) -> None:
+        """A run of a log that was over its limit, and no longer is, becomes a part of it."""
+        if self.ledger.fingerprint not in live(self.ledger.store):
+            incremental.make_live(self.ledger)
+            settle(self.ledger.store)
+            incremental.sweep_states(self.ledger)
+
     def _finish(self, prepared: Prepared, result: RunResult, tried: int, generation: int) -> RunResult:
         ledger, limits = self.ledger, prepared.spec.limits
         ledger.adopt(generation)
         parts = ledger.commits()
         total = Tally.of(parts.values())
-        allowed = limits.failed_allowed(total.rows)
+        allowed = limits.failed_allowed(rows_of(ledger, ledger.plan()[0]))
         judged = judge_run(prepared.spec, ledger, self.interrupt) if total.failed <= allowed else None
         gates = below(judged)
         success = total.failed <= allowed and not gates
         ledger.finish(parts, {**prepared.about, "invocation": self.invocation, "gates": gates}, success=success)
         put_away(ledger, parts.values())
+        if success:
+            self._stand()
         settle(ledger.store)
         message = f"{tried - result.dead:,} of {many(tried, 'dead letter')} have results now"
         result = replace(result, evaluation=asdict(judged) if judged else {}, message=message)
@@ -129,21 +169,13 @@ class _Retry:
 
     def _prepared(self) -> Prepared:
         """The job as it was begun, wherever its output lies by now; it must still be the same one."""
-        ledger, prepared = self.ledger, prepare(self._spec())
+        ledger, prepared = self.ledger, prepare(_spec(self.ledger, self.settings))
+        prepared = incremental.on_base(prepared, ledger.store)
         if prepared.fingerprint != ledger.fingerprint:
             facts = (ledger.plan_tree() or {}).get("facts", {})
             changed = ", ".join(differences(facts, prepared.facts)[:5])
             hint = "what has changed makes it another job: run that with --mode overwrite, or into a new output.path"
+            if changes_of(ledger) is not None:
+                hint = "run the job: each run of it tries again what failed in the last one"
             raise OutputError(f"run {ledger.run} cannot be retried: it differs in {changed}", hint)
         return prepared
-
-    def _spec(self) -> JobSpec:
-        """As the run was judged by last; its plan may be older, and know other limits and gates."""
-        tree, ledger, judged = self.ledger.plan_tree() or {}, self.ledger, None
-        with suppress(CorruptError):
-            judged = ledger.outcome()
-        spec = build_spec(
-            (judged or {}).get("spec") or tree["spec"], self.settings, where=f"the job of run {ledger.run}"
-        )
-        output = spec.output.model_copy(update={"path": ledger.store.root})
-        return spec.model_copy(update={"output": output, "job": tree["job"]})

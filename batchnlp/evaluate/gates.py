@@ -18,7 +18,7 @@ from batchnlp.evaluate.groups import ODDS, PARITY, Comparison
 from batchnlp.evaluate.judges import LOWER
 from batchnlp.evaluate.sums import Metric
 from batchnlp.job.evaluate import Gate
-from batchnlp.types import nearest
+from batchnlp.words import nearest
 
 BY_CLASS = ("precision", "recall", "f1")
 WITH_CLASSES = ("classify", "zero-shot", "ner")

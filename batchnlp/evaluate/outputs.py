@@ -15,7 +15,8 @@ from batchnlp.data.ledger import Ledger, open_ledgers
 from batchnlp.data.sources import Source
 from batchnlp.errors import OutputError, SourceError
 from batchnlp.job.spec import SourceSpec
-from batchnlp.types import Docs, many, nearest
+from batchnlp.types import Docs, many
+from batchnlp.words import nearest
 
 TEXT = {"summarize": "summary", "translate": "translation", "generate": "text", "chat": "reply", "qa": "answer"}
 

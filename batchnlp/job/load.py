@@ -21,7 +21,7 @@ from batchnlp.job.section import as_list
 from batchnlp.job.sinks import SinkSpec, StatementSpec
 from batchnlp.job.spec import RUN_DATE, JobSpec
 from batchnlp.job.train import TrainSpec
-from batchnlp.types import nearest
+from batchnlp.words import nearest
 
 ENV_PREFIX = "BATCHNLP_"
 ENV_OTHER = {"BATCHNLP_CACHE", "BATCHNLP_LOG", failpoints.VARIABLE}  # variables of ours that are no spec keys

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from batchnlp.job.cron import Cron
 from batchnlp.job.section import Section
-from batchnlp.types import nearest
+from batchnlp.words import nearest
 
 VARIABLE = r"[A-Z_][A-Z0-9_]*"
 Event = Literal["success", "failure", "threshold"]

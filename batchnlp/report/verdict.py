@@ -38,10 +38,10 @@ def judge(
 
 
 def _rows(digest: Digest) -> str:
-    rate = f" ({share(digest.dead / max(digest.rows_done, 1))})" if digest.dead else ""
-    return (
-        f"{many(digest.rows_done, 'row')} in = {many(digest.ok, 'result')} + {many(digest.dead, 'dead letter')}{rate}"
-    )
+    rate = f" ({share(digest.dead / max(digest.known, 1))})" if digest.dead else ""
+    stand = f" + {count(digest.reused)} that stand; {count(digest.deleted)} deleted" if digest.reasons else ""
+    total = f"{many(digest.ok, 'result')} + {many(digest.dead, 'dead letter')}{rate}{stand}"
+    return f"{many(digest.known, 'row')} in = {total}"
 
 
 def _progress(digest: Digest) -> str:

@@ -13,7 +13,8 @@ import pyarrow.types as pt
 from batchnlp.data.parts import is_log
 from batchnlp.errors import SpecError
 from batchnlp.job.sinks import SinkSpec
-from batchnlp.types import OP, REVISION, nearest
+from batchnlp.types import OP, REVISION
+from batchnlp.words import nearest
 
 POSITION = "position"
 

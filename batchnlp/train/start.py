@@ -15,7 +15,8 @@ from batchnlp.backends.model_files import TOKENIZER_FILES, WRITING_FILES, resolv
 from batchnlp.errors import ModelError, SpecError
 from batchnlp.job.train import TrainSpec
 from batchnlp.text.encode import Tokenizer
-from batchnlp.types import ModelFiles, nearest
+from batchnlp.types import ModelFiles
+from batchnlp.words import nearest
 
 SIZES = {
     "mini": (128, 4, 4),

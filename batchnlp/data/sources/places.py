@@ -14,7 +14,7 @@ from batchnlp.data.remote import filesystem, is_remote, reason
 from batchnlp.data.sources.storage import stamp
 from batchnlp.data.store import CONTROL
 from batchnlp.errors import MissingExtraError, SourceError
-from batchnlp.types import nearest
+from batchnlp.words import nearest
 
 DATASETS = "datasets://"
 
