@@ -8,13 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import tiny
 
 import batchnlp
+from batchnlp.data.changes import Changes
 from batchnlp.data.collect import tables
 from batchnlp.engine.computing import RunResult
 
 Texts = Mapping[str, str | None]
 Row = dict[str, Any]
+TEXTS = tiny.texts(30)
 ENGINE = {"runner": "inline", "dtype": "float32", "device": "cpu", "backend": "torch"}
 
 
@@ -86,3 +89,18 @@ def same(one: Mapping[str, Row], other: Mapping[str, Row]) -> bool:
         a.keys() == b.keys() and all(abs(a[k] - b[k]) < 1e-5 if isinstance(a[k], float) else a[k] == b[k] for k in a)
         for a, b in pairs
     )
+
+
+def corpus(start: int, stop: int) -> dict[str, str]:
+    return {f"doc-{i:02}": TEXTS[i] for i in range(start, stop)}
+
+
+def second_night(job: Nightly) -> None:
+    """Five rows more, three with another text, two fewer."""
+    job.now |= corpus(20, 25)
+    job.now |= {"doc-03": "something else", "doc-11": "a server", "doc-19": "a game"}
+    del job.now["doc-00"], job.now["doc-12"]
+
+
+def counts(**some: int) -> dict[str, int]:
+    return {name: some.get(name, 0) for name in Changes.__dataclass_fields__}

@@ -11,55 +11,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import tiny
 import yaml
 from commands import invoke, last_json
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from nightly import Nightly, same
+from nightly import Nightly, corpus, counts, same, second_night
 from outputs import Crash
-from poison import WORD, poison
-from warehouses import Warehouse
 
-from batchnlp.data import changes
-from batchnlp.data.changes import Before, Bits, Changes, Record, Spill, compare
-from batchnlp.data.known import KnownRows, known_rows, known_schema, parquet_writer
-from batchnlp.data.ledger import Ledger, live
-from batchnlp.data.sources.selection import pack, positions
+from batchnlp.data.ledger import live
 from batchnlp.data.store import LocalStore
-from batchnlp.engine import driver, incremental
-from batchnlp.engine.retry import retry_job
+from batchnlp.engine import driver
 from batchnlp.engine.worker import Worker
 from batchnlp.errors import CorruptError, OutputError, SourceError, SpecError
-from batchnlp.report.gather import page
-from batchnlp.report.render import render
-from batchnlp.types import Docs
-
-TEXTS = tiny.texts(30)
-
-
-def corpus(start: int, stop: int) -> dict[str, str]:
-    return {f"doc-{i:02}": TEXTS[i] for i in range(start, stop)}
 
 
 @pytest.fixture
 def job(tmp_path: Path, classifier: str) -> Nightly:
     """Twenty rows."""
     return Nightly(tmp_path, classifier, corpus(0, 20))
-
-
-def second_night(job: Nightly) -> None:
-    """Five rows more, three with another text, two fewer."""
-    job.now |= corpus(20, 25)
-    job.now |= {"doc-03": "something else", "doc-11": "a server", "doc-19": "a game"}
-    del job.now["doc-00"], job.now["doc-12"]
-
-
-def counts(**some: int) -> dict[str, int]:
-    return {name: some.get(name, 0) for name in Changes.__dataclass_fields__}
 
 
 # --- what is computed
@@ -166,6 +136,16 @@ def test_a_night_over_its_limit_changes_nothing(job: Nightly) -> None:
     assert len(list((job.out / "_batchnlp").glob("*/plan.json"))) == 2, "the failed one is gone"
 
 
+def test_replicas_compute_a_night_too(job: Nightly, tmp_path: Path) -> None:
+    more = {"engine": {"runner": "ray", "replicas": 2}, "cache": str(tmp_path / "cache")}
+    more["source"] = {"path": str(job.source), "id": "doc_id", "keep": ["lang"], "rows_per_shard": 5}
+    job.run()
+    second_night(job)
+    second = job.run(**more)
+    assert (second.changes["unchanged"], second.shards >= 2, second.cached) == (15, True, 0)
+    assert same(job.view(), job.scratch())
+
+
 @pytest.mark.parametrize("suffix", ["jsonl.gz", "csv"])
 def test_line_formats_and_a_filter(job: Nightly, suffix: str) -> None:
     def write() -> None:
@@ -203,125 +183,6 @@ def test_partitioned_outputs(job: Nightly) -> None:
     assert invoke("verify", job.out).exit_code == 0
 
 
-# --- dead letters, tried again
-
-
-LIMIT: dict[str, Any] = {"limits": {"max_failed": "10%"}}
-
-
-def poisoned(job: Nightly, *names: str) -> None:
-    job.now |= {name: f"a {WORD} in {name}" for name in names}
-
-
-def retried(job: Nightly) -> dict[str, Any]:
-    result = invoke("retry", job.out, "--json")
-    assert result.exit_code == 0, result.output
-    return last_json(result)
-
-
-def test_retry_brings_back_what_the_newest_night_has_lost(
-    job: Nightly, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = Warehouse("duckdb", tmp_path)
-    more = {**LIMIT, "sinks": [{"kind": "duckdb", "database": house.database, "table": "t", "key": "id"}]}
-    poisoned(job, "doc-05")
-    with poison(monkeypatch):
-        assert job.run(**more).dead == 1
-        second_night(job)
-        poisoned(job, "doc-06")
-        second = job.run(**more)
-        assert (second.dead, second.deleted) == (2, 3), "two are gone, and doc-06 had a result"
-        assert second.changes["previously_failed"] == 1
-    tree = retried(job)
-    assert (tree["rows"], tree["dead"], tree["message"]) == (2, 0, "2 of 2 dead letters have results now")
-    want = job.scratch(**more)
-    assert same(job.view(), want)
-    assert same({row["id"]: row for row in house.rows()}, want)
-    assert invoke("verify", job.out).exit_code == 0
-    assert retried(job)["message"].startswith("there is nothing to do"), "doc-05 of the night before is done too"
-    assert job.again(**more).message == "all is done already"
-    job.now |= corpus(25, 26)
-    assert job.run(**more).changes == counts(rows=24, new=1, unchanged=23), "none is known as failed any more"
-    del job.now["doc-06"]
-    assert job.run(**more).deleted == 1
-    want = job.scratch(**more)
-    assert same(job.view(), want)
-    assert same({row["id"]: row for row in house.rows()}, want)
-
-
-def test_retry_makes_a_night_good_that_was_over_its_limit(job: Nightly, monkeypatch: pytest.MonkeyPatch) -> None:
-    job.run()
-    second_night(job)
-    poisoned(job, "doc-06", "doc-21")
-    with poison(monkeypatch):
-        assert job.run().status == "failed"
-        assert invoke("retry", job.out).exit_code == 1
-        assert job.again().status == "failed"
-    assert len(live(LocalStore(job.out))) == 1
-
-    def crash(ledger: Ledger) -> None:
-        raise Crash
-
-    with monkeypatch.context() as patch:
-        patch.setattr(incremental, "make_live", crash)
-        with pytest.raises(Crash):
-            retry_job(str(job.out))
-    assert retried(job)["status"] == "done"
-    assert len(live(LocalStore(job.out))) == 2
-    assert (job.out / "_SUCCESS").exists()
-    assert same(job.view(), job.scratch())
-    assert invoke("verify", job.out).exit_code == 0
-    job.now |= corpus(25, 27)
-    assert job.run().changes == counts(rows=25, new=2, unchanged=23)
-    assert same(job.view(), job.scratch())
-
-
-def test_retry_of_a_night_whose_corpus_has_gone_on_says_what_to_do(
-    job: Nightly, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    poisoned(job, "doc-05")
-    with poison(monkeypatch):
-        job.run(**LIMIT)
-    second_night(job)
-    job.write()
-    result = invoke("retry", job.out)
-    assert result.exit_code == 2
-    assert "differs in" in result.stderr
-    assert "run the job: each run of it tries again what failed in the last one" in result.stderr
-
-
-# --- what people see of it
-
-
-def test_status_report_and_results_tell_of_the_whole_corpus(job: Nightly) -> None:
-    job.run()
-    second_night(job)
-    job.run()
-    status = last_json(invoke("status", job.out, "--json"))["runs"][-1]
-    assert (status["rows"], status["changes"], status["deleted"]) == (
-        8, counts(rows=23, new=5, changed=3, unchanged=15, deleted=2), 2,
-    )  # fmt: skip
-    assert "changed 3" in " ".join(invoke("status", job.out).stdout.split())
-    found = page(str(job.out))
-    assert found.verdict.sentence == "23 rows in = 8 results + 0 dead letters + 15 that stand; 2 deleted."
-    rows = next(change for change in found.changes if change.what == "rows in")
-    assert (rows.before, rows.after) == ("20", "23")
-    assert not {"op", "revision"} & {*found.samples.columns}
-    assert "previously failed" in render(found).decode()
-    results = json.loads(next((job.out / "_batchnlp").glob(f"{found.digest.run}*/run_results.json")).read_text())
-    assert (results["rows"], results["reused"], results["deleted"]) == (23, 15, 2)
-
-
-def test_a_night_with_nothing_to_compute_is_reported_too(job: Nightly) -> None:
-    job.run()
-    del job.now["doc-00"]
-    night = job.run()
-    assert (night.shards, night.deleted) == (0, 1)
-    found = page(str(job.out))
-    assert (found.digest.run, found.verdict.level) == (night.run, "good")
-    assert found.verdict.sentence == "19 rows in = 0 results + 0 dead letters + 19 that stand; 1 deleted."
-
-
 # --- what is refused
 
 
@@ -333,6 +194,8 @@ def test_what_is_refused(job: Nightly, tmp_path: Path) -> None:
         job.again(job="another")
     with pytest.raises(OutputError, match="holds the results of another job"):
         job.again(output={"mode": "new"})
+    with pytest.raises(OutputError, match="holds a log of changes, to which only an incremental job adds"):
+        job.again(output={"mode": "append"})
     job.scratch()
     with pytest.raises(OutputError, match="no log of changes"):
         job.again(output={"path": str(tmp_path / "scratch0")})
@@ -497,79 +360,3 @@ def test_a_shard_of_the_newest_night_is_computed_again(job: Nightly) -> None:
     assert (again.shards, again.changes, again.deleted) == (1, want.changes, want.deleted)
     assert same(job.view(), job.scratch())
     assert invoke("verify", job.out).exit_code == 0
-
-
-# --- the join
-
-
-Known = dict[int, str]
-
-
-def as_rows(rows: Known) -> pa.Table:
-    docs = Docs.of(pa.array(list(rows.values()), pa.large_string()))
-    ids = pa.array([f"id-{i}" for i in rows], pa.string())
-    return known_rows(Docs(ids, docs.text, docs.keep, docs.columns, docs.file, docs.row))
-
-
-@given(
-    st.dictionaries(st.integers(0, 60), st.sampled_from("abc")), st.dictionaries(st.integers(0, 60), st.sampled_from("abc")),
-    st.sets(st.integers(0, 60)), st.booleans(),
-)  # fmt: skip
-@settings(deadline=None, max_examples=60)
-def test_the_join_over_many_partitions_is_that_of_two_dictionaries(
-    tmp_path_factory: pytest.TempPathFactory, then: Known, now: Known, failed: set[int], same_recipe: bool
-) -> None:
-    folder = tmp_path_factory.mktemp("join")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(changes, "PARTITION", 4)
-        patch.setattr(changes, "FLUSH", 7)
-        store, schema = LocalStore(folder), known_schema(pa.string())
-        first = Spill(str(folder / "a"), len(then))
-        first.add(as_rows(then).append_column("at", pa.array(range(len(then)), pa.int64())))
-        with parquet_writer(store, "state.parquet", schema) as writer:
-            keep = Record(lambda rows: writer.write_table(rows.select(schema.names).cast(schema)))
-            compare(first, None, Changes(), lambda at: None, keep)
-        dead = as_rows({i: then[i] for i in sorted(failed & then.keys())}).select(["key", "id"])
-        dead = dead.set_column(1, "id", dead["id"].cast(pa.large_string())).sort_by("key")
-        before = Before(KnownRows(store.path("state.parquet"), ""), dead, same_recipe)
-        assert before.rows.rows == len(then)
-        second, found, bits, gone = Spill(str(folder / "b"), 2 * len(now)), Changes(rows=len(now)), Bits(len(now)), []
-        for start in range(0, len(now), 3):
-            some = as_rows(now).append_column("at", pa.array(range(len(now)), pa.int64())).slice(start, 3)
-            second.add(some)
-        compare(second, before, found, bits.set, Record(gone=lambda ids: gone.extend(ids.to_pylist())))
-        before.rows.close()
-
-    def why(i: int) -> str:
-        if i not in then:
-            return "new"
-        if then[i] != now[i]:
-            return "changed"
-        return "previously_failed" if i in failed else "unchanged" if same_recipe else "model_changed"
-
-    reasons = [why(i) for i in now]
-    want = counts(rows=len(now), deleted=len(then.keys() - now.keys()), **{r: reasons.count(r) for r in {*reasons}})
-    assert {name: getattr(found, name) for name in want} == want
-    assert bits.between(0, len(now)).tolist() == [reason != "unchanged" for reason in reasons]
-    assert sorted(gone) == sorted(f"id-{i}" for i in then.keys() - now.keys())
-
-
-@given(st.lists(st.booleans()))
-def test_a_selection_is_read_as_it_was_written(chosen: list[bool]) -> None:
-    assert positions(pack(np.array(chosen, np.bool_))).tolist() == [i for i, one in enumerate(chosen) if one]
-
-
-def test_rows_are_told_apart_by_all_their_columns() -> None:
-    def content(text: str | None, keep: dict[str, list[Any]]) -> bytes:
-        docs = Docs.of(pa.array([text], pa.large_string()))
-        rows = known_rows(
-            Docs(docs.ids.cast(pa.string()), docs.text, pa.table(keep), docs.columns, docs.file, docs.row)
-        )
-        return bytes(rows["content"][0].as_py())
-
-    found = [
-        content("ab", {"k": ["c"]}), content("a", {"k": ["bc"]}), content(None, {"k": ["c"]}), content("", {"k": ["c"]}),
-        content("ab", {"k": [None]}), content("ab", {"k": [["c"]]}), content("ab", {"k": [{"c": 1}]}),
-        content("ab", {"k": [1.5]}),
-    ]  # fmt: skip
-    assert len(set(found)) == len(found)

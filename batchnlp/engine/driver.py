@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchnlp.backends import device as devices
-from batchnlp.data.changes import rows_of
+from batchnlp.data.changes import changes_of, rows_of
 from batchnlp.data.invocations import Diary
 from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle
 from batchnlp.data.lock import Lock
@@ -74,6 +74,9 @@ def refuse_other_runs(prepared: Prepared, store: Store) -> None:
         return
     standing = live(store)
     others = [f for f in standing if f != prepared.fingerprint and Ledger(store, f).begun()]
+    if prepared.spec.output.mode == "append" and any(_is_log(Ledger(store, f)) for f in others):
+        hint = "use another output.path, or --mode overwrite"
+        raise OutputError(f"{store.root} holds a log of changes, to which only an incremental job adds", hint)
     if not others or prepared.fingerprint in standing or prepared.spec.output.mode != "new":
         return  # a run that stands here already is resumed, whoever was appended meanwhile
     facts: dict[str, Any] = {}
@@ -82,6 +85,12 @@ def refuse_other_runs(prepared: Prepared, store: Store) -> None:
     changed = ", ".join(differences(facts, prepared.facts)[:5]) if facts else "what its damaged plan does not tell"
     hint = "use another output.path, or --mode overwrite or append"
     raise OutputError(f"{store.root} holds the results of another job; this one differs in {changed}", hint)
+
+
+def _is_log(ledger: Ledger) -> bool:
+    with suppress(CorruptError):  # then nobody knows
+        return changes_of(ledger) is not None
+    return False
 
 
 class _Run:
