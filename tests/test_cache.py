@@ -155,6 +155,15 @@ def run(tmp_path: Path) -> Run:
     return started
 
 
+def test_a_run_tells_that_its_cache_is_full(run: Run, classifier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caches, "fsync", full)
+    result = run(list(tiny.texts(5)), classifier)
+    assert (result.status, result.notes) == ("done", ["the cache takes no more results: No space left on device"])
+
+
 def rows_of(result: RunResult) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for table in tables(result.output) for row in table.to_pylist()}
 

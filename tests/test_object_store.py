@@ -115,6 +115,17 @@ def test_files_read_in_ranges_are_the_files(tmp_path: Path) -> None:
     assert not Path(path).exists(), "the temporary file is gone"
 
 
+def test_a_retry_keeps_the_manifest_of_before() -> None:
+    """By it a warehouse knows what it holds already."""
+    run = Run("mem://out", store=FlakyFiles().store())
+    run.complete()
+    before = run.ledger.manifest()
+    run.ledger.adopt(1)
+    run.finish()
+    assert run.ledger.manifest(f"{run.ledger.control}/manifest-0.json") == before
+    assert (run.ledger.manifest() or {})["run"] == f"{run.ledger.run}-r1"
+
+
 def test_a_lock_has_one_holder_and_the_dead_have_none() -> None:
     files = FlakyFiles()
     mine, theirs = Lock(files.store(), "mine"), Lock(files.store(), "theirs")

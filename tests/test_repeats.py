@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from batchnlp.data.sources import Source, repeats
 from batchnlp.data.sources.repeats import Ids, find_repeats, hashes
 from batchnlp.data.verify import verify
 from batchnlp.errors import SourceError
+from batchnlp.evaluate.outputs import Output
 from batchnlp.types import SourceConfig
 
 NAMES = st.lists(
@@ -118,6 +120,22 @@ def test_suffix_numbers_them(folder: Path, tmp_path: Path, classifier: str) -> N
     assert found == ["x", "a", "x~2", "b", "x~3", "c", "d", "x~4"]
     verdict = verify(str(out))
     assert (verdict.problems, verdict.duplicate_ids) == ([], 0)
+
+
+def test_their_texts_are_found_by_the_ids_that_they_got(folder: Path, tmp_path: Path, classifier: str) -> None:
+    """Which evaluations ask for."""
+    batchnlp.run(job(folder, tmp_path / "out", classifier, on_duplicate_id="suffix"))
+    found = Output.at(str(tmp_path / "out")).texts(pa.array(["x~3", "x", "c"]))
+    assert found.to_pylist() == ["text 1 1", "text 0 0", "text 2 0"]
+
+
+def test_a_shard_of_nothing_but_lost_rows_has_none(tmp_path: Path, classifier: str) -> None:
+    lines = "".join(f'{{"doc": "{name}", "text": "text {i}"}}\n' for i, name in enumerate("abab"))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode())[:-8])
+    more: dict[str, Any] = {"on_duplicate_id": "keep_first", "on_bad_file": "salvage"}
+    result = batchnlp.run(job(tmp_path / "a.jsonl.gz", tmp_path / "out", classifier, **more))
+    assert (result.status, result.codes) == ("done", {"duplicate_id": 2, "lost_rows": 1})
+    assert verify(str(tmp_path / "out")).problems == []
 
 
 def test_a_suffix_that_is_taken_is_refused(tmp_path: Path, classifier: str) -> None:

@@ -213,6 +213,26 @@ def test_a_warehouse_gets_the_new_rows_alone(
     assert [sink["status"] for sink in last_json(invoke("retry", out, "--json"))["sinks"]] == ["held"]
 
 
+def test_warehouses_wait_for_all_the_runs_of_an_output(
+    corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take an output only whole: what the second run lacks must not keep its own dead letters from being tried."""
+    pytest.importorskip("duckdb")
+    out, duckdb = tmp_path / "out", Warehouse("duckdb", tmp_path)
+    sinks = "--set", "sinks=" + json.dumps([{"kind": "duckdb", "database": duckdb.database, "table": "t"}])
+    few = *SHARDS, "--set", "limits.max_failed=3", *sinks
+    with poison(monkeypatch):
+        assert classify(corpus(POISONED, "one"), out, classifier, *few).exit_code == 1
+        more = corpus([f"{text} {WORD}" if i < 5 else text for i, text in enumerate(TEXTS[:20])], "two")
+        assert classify(more, out, classifier, *few, "--mode", "append").exit_code == 1
+    result = invoke("retry", out, "--json")
+    assert result.exit_code == 0, result.output
+    runs = last_json(result)["runs"]
+    assert [(run["status"], run["rows"], run["dead"]) for run in runs] == [("done", 7, 3), ("done", 5, 0)]
+    assert [sink["status"] for run in runs for sink in run["sinks"]] == ["loaded", "held"]
+    assert len(duckdb.rows()) == 42
+
+
 def test_what_cannot_be_retried_is_refused(
     corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,3 +274,4 @@ def test_what_a_damaged_file_lost_stays_lost(classifier: str, tmp_path: Path, mo
     assert list(out.glob("_batchnlp/*/dead/text-*")) == [], "it lies with the letters that were resolved"
     verdict = verify(str(out))
     assert (verdict.problems, verdict.rows, verdict.ok, verdict.dead) == ([], 30, 20, 10)
+    assert [row["id"] for row in rows_of(out)] == [f"d{i}" for i in range(20)], "in their places"

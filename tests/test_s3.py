@@ -10,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import tiny
+from commands import invoke, last_json
 from conftest import Corpus
+from poison import WORD, poison
 from s3_server import client, s3_server
 
 import batchnlp
@@ -20,6 +23,7 @@ from batchnlp.data.collect import collect
 from batchnlp.data.ledger import open_ledgers
 from batchnlp.data.object_store import ObjectStore
 from batchnlp.data.verify import verify
+from batchnlp.engine.retry import retry_job
 from batchnlp.errors import OutputError, SourceError
 
 
@@ -124,10 +128,41 @@ def test_the_command_line_takes_uris(bucket: str, corpus: Corpus, classifier: st
     assert call("status", out)["status"] == "done"
     assert call("verify", out)["status"] == "verified"
     assert call("collect", out, "--dead")["file"] == "out.dead.parquet"
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps({"id": row["id"], "truth": row["label"]}) + "\n"
+                                                    for row in rows(out, tmp_path)))  # fmt: skip
+    judged = call("evaluate", out, "--labels", "labels.jsonl:truth")
+    assert (judged["metrics"]["accuracy"]["value"], judged["file"].startswith(out)) == (1.0, True)
     left = [f"part-9.parquet?uploadId={upload}"]  # from 2010: this server tells no other date
     assert call("gc", out, "--dry-run") == {"status": "done", "output": out, "removed": [], "found": left}
     assert call("gc", out)["removed"] == left
     assert "Uploads" not in files.call_s3("list_multipart_uploads", Bucket=bucket)
+
+
+def test_a_job_is_run_judged_and_retried(
+    bucket: str, corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, spec = f"s3://{bucket}/out", tmp_path / "job.yaml"
+    sink = {"kind": "duckdb", "database": str(tmp_path / "w.duckdb"), "table": "topics"}
+    evaluate = {"evaluate": {"labels": "lang"}, "gates": {"accuracy": {"min": 0}}}
+    texts = [f"{text} {WORD}" if i == 3 else text for i, text in enumerate(tiny.texts(10))]
+    folder = corpus(texts)
+    table = pq.read_table(folder)
+    pq.write_table(
+        table.set_column(
+            table.schema.get_field_index("lang"), "lang", [["games", "science", "web", "games", "science"] * 2]
+        ),
+        folder / "all.parquet",
+    )
+    tree = job(str(folder / "all.parquet"), out, classifier, limits={"max_failed": 1}, sinks=[sink], **evaluate)
+    spec.write_text(json.dumps(tree))
+    with poison(monkeypatch):
+        judged = invoke("evaluate", spec, "--json", "--set", "engine.backend=torch")
+    assert judged.exit_code == 0, judged.output
+    assert last_json(judged)["judged"] == 9
+    (retried,) = retry_job(out)
+    assert (retried.status, [one["rows"] for one in retried.sinks]) == ("done", [1]), retried.sinks
+    assert len(rows(out, tmp_path)) == 10
+    assert verify(out).problems == []
 
 
 def test_sources_and_outputs_on_one_store(bucket: str, corpus: Corpus, classifier: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from batchnlp.cli.running import run_shown
 from batchnlp.cli.show import message, print_json, print_table
 from batchnlp.data.ledger import Ledger, fingerprints
-from batchnlp.data.store import LocalStore
+from batchnlp.data.store import open_store
 from batchnlp.engine.computing import RunResult
 from batchnlp.engine.judge import judge_output
 from batchnlp.errors import UsageError
@@ -29,7 +29,7 @@ def show_evaluation(target: str, flags: Mapping[str, str | None], settings: Sequ
     """Judge an output, or run a job and judge it; the exit code."""
     given = {FLAGS[name]: value for name, value in flags.items() if value is not None}
     code = 0
-    if os.path.isdir(target):
+    if os.path.isdir(target) or "://" in target:
         output = Output.at(target)
         spec = _ask(build_spec(output.tree["spec"], settings, given, f"the job of {target}"), target)
     else:
@@ -53,9 +53,9 @@ def show_evaluation(target: str, flags: Mapping[str, str | None], settings: Sequ
 
 def _of_run(result: RunResult) -> Output:
     """Of that run alone, whether or not its results stand."""
-    store = LocalStore(result.output)
+    store = open_store(result.output)
     print_ = next(name for name in fingerprints(store) if name.startswith(result.run))
-    return Output.of([Ledger(store, print_)])
+    return Output.of_run(Ledger(store, print_))
 
 
 def _ask(spec: JobSpec, target: str) -> JobSpec:

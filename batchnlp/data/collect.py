@@ -37,9 +37,10 @@ def read_part(ledger: Ledger, part: Part) -> pa.Table | None:
     """The results of one shard in input order; None where all its rows are dead letters."""
     if not isinstance(part, Retried):
         return _read_rows(ledger, part)
-    retries = part.layers[1:]
+    first, retries = part.layers[0], part.layers[1:]
     orders = [_read(ledger, layer, file) for layer in retries for file in layer.files if file.kind == "order"]
-    untouched = np.ones(part.rows, bool)
+    letters = sum(file.rows for file in first.files if file.kind == "dead")  # one may stand for several lost rows
+    untouched = np.ones(first.ok + letters, bool)
     for order in orders:
         untouched[np.asarray(order["place"])] = False
     found = [np.flatnonzero(untouched), *(np.asarray(o["place"])[np.asarray(o["file"]) >= 0] for o in orders)]

@@ -312,7 +312,7 @@ class Ledger:
     def adopt(self, generation: int) -> None:
         """From now on the commits of that retry count too; the manifest of before is kept under another name."""
         manifest, kept = f"{self.control}/manifest.json", f"{self.control}/manifest-{generation - 1}.json"
-        if os.path.exists(self.store.path(manifest)):
+        if self.store.size(manifest) is not None:
             self.store.publish(manifest, kept)
         self._retries = generation
 

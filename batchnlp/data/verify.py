@@ -168,8 +168,10 @@ def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: 
     verdict.rows += plan.rows
     verdict.ok += total["ok"]
     verdict.dead += total["dead"]
-    verdict.files += sum(len(part.files) for part in commits.values()) + len(deletes(ledger))
+    verdict.files += sum(len(part.files) for part in commits.values())
     try:
+        deleted = deletes(ledger)
+        verdict.files += len(deleted)
         manifest = ledger.manifest()
     except CorruptError as error:
         verdict.problems.append(f"run {ledger.run}: {error}")
@@ -180,7 +182,6 @@ def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: 
     if any(manifest[key] != total[key] for key in ("rows", "ok", "dead")) or manifest["rows"] != plan.rows:
         verdict.problems.append(f"run {ledger.run}: the manifest's sums are not those of the commits")
     listed = {(f.get("name"), f.get("sha256")) for f in manifest["files"]}
-    deleted = deletes(ledger)
     for file in deleted:
         verdict.problems += _check_file(ledger, file)
     if listed != {(f.name, f.sha256) for f in [*(f for part in commits.values() for f in part.files), *deleted]}:

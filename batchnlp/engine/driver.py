@@ -181,17 +181,19 @@ class _Run:
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
         dead, new = self.work.total.failed, self.work.new.shards
         allowed = self.spec.limits.failed_allowed(rows_of(self.ledger, plan))
+        manifest = None
+        with suppress(CorruptError):  # which is written anew
+            manifest = self.ledger.outcome()
+        made = manifest is None or bool(new)
+        if made and self.incremental:  # first: what is gone is not judged
+            incremental.write_deletes(self.prepared, self.ledger, plan)
         if dead <= allowed:
             self.judged = judge_run(self.spec, self.ledger, self.work.interrupt)
         gates = below(self.judged)
         success = dead <= allowed and not gates
-        manifest = None
-        with suppress(CorruptError):  # which is written anew
-            manifest = self.ledger.outcome()
-        now = success, gates
-        if made := manifest is None or bool(new) or (manifest["success"], manifest.get("gates", "")) != now:
-            if self.incremental:
-                incremental.write_deletes(self.prepared, self.ledger, plan)
+        if manifest is not None and (manifest["success"], manifest.get("gates", "")) != (success, gates):
+            made = True
+        if made:
             about = {**self.prepared.about, "invocation": self.work.invocation, "gates": gates}
             self.ledger.finish(self.work.parts, about, success=success)
         self._make_live(success)

@@ -38,7 +38,7 @@ def judge_run(spec: JobSpec, ledger: Ledger, interrupt: Interrupt) -> Evaluation
 
 def _judge(spec: JobSpec, ledger: Ledger) -> Evaluation:
     try:
-        made = judge_output(spec, Output.of([ledger]), baselines=False)
+        made = judge_output(spec, Output.of_run(ledger), baselines=False)
     except UsageError as error:  # the labels' file was there before the run
         raise StoppedError(f"the results are whole, but not judged: {error.message}", error.hint) from error
     write(ledger.store, ledger.control, made)

@@ -31,6 +31,7 @@ from batchnlp.errors import CorruptError, OutputError
 from batchnlp.evaluate.evaluation import asked
 from batchnlp.job.identity import differences
 from batchnlp.job.load import build_spec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import Shard, many
 
@@ -48,12 +49,15 @@ def retry_job(root: str, settings: Sequence[str] = (), listen: Listener = lambda
         lock = Lock(ledgers[0].store, invocation := uuid.uuid4().hex[:12])
         try:
             lock.acquire()
+            retries: list[_Retry] = []
             results: list[RunResult] = []
             for ledger in _worth(ledgers, settings):
-                results.append(_Retry(ledger, settings, invocation, listen, began, interrupt).run())
+                retries.append(_Retry(ledger, settings, invocation, listen, began, interrupt))
+                results.append(retries[-1].run())
                 if results[-1].status == "stopped":
-                    break
-            return results
+                    return results
+            # Last of all, because a warehouse takes an output only whole.
+            return [load_all(one, retry.sinks, interrupt) for retry, one in zip(retries, results, strict=True)]
         finally:
             interrupt.defer()
             lock.release()
@@ -94,6 +98,7 @@ class _Retry:
     listen: Listener
     began: float
     interrupt: Interrupt
+    sinks: Sequence[SinkSpec] = ()  # that are to get the results: those of a run that is good
 
     def run(self) -> RunResult:
         ledger = self.ledger
@@ -115,7 +120,8 @@ class _Retry:
         if not self.ledger.succeeded():
             return result
         self._stand()  # the last one may have ended before it had done this
-        return load_all(result, _spec(self.ledger, self.settings).sinks, self.interrupt)
+        self.sinks = _spec(self.ledger, self.settings).sinks
+        return result
 
     def _again(self, again: list[Shard]) -> RunResult:
         prepared, (plan, stored) = self._prepared(), self.ledger.plan()
@@ -162,7 +168,8 @@ class _Retry:
         message = f"{tried - result.dead:,} of {many(tried, 'dead letter')} have results now"
         result = replace(result, evaluation=asdict(judged) if judged else {}, message=message)
         if success:
-            return load_all(result, prepared.spec.sinks, self.interrupt)
+            self.sinks = prepared.spec.sinks
+            return result
         over = f"{many(total.failed, 'dead letter')} are left, {allowed:,} allowed by limits.max_failed {limits.max_failed}"
         why = f"below its gates: {gates}" if gates else over
         return replace(result, status="failed", exit_code=1, message=f"{message}; {why}")

@@ -38,7 +38,7 @@ from batchnlp.engine.suspects import Suspect
 from batchnlp.errors import CorruptError, WorkerLostError
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import answers
-from batchnlp.tasks.cached import cached_rows, with_cache
+from batchnlp.tasks.cached import cache_note, cached_rows, with_cache
 from batchnlp.types import UPSERT, Docs, Encoded, Failure, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Server, Shard
 
 Lease = Callable[[], Shard | None]
@@ -237,7 +237,8 @@ class Worker:
     def _written(self, shard: Shard, docs: Docs, found: _Found, cost: Cost, began: float) -> Part:
         table, dead, texts = found
         cost.seconds["write"] += perf_counter() - began
-        measured = {**asdict(cost), "note": self._backend.note}
+        note = "; ".join(filter(None, (self._backend.note, cache_note(self._task))))
+        measured = {**asdict(cost), "note": note}
         again, order = self._again.pop(shard.index, None), None
         if again is not None:
             measured["after"], dead = again.part.attempt, again.aged(dead)

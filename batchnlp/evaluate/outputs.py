@@ -10,15 +10,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnlp.data.collect import read_part
-from batchnlp.data.ledger import Ledger, open_ledgers
+from batchnlp.data.collect import read_deletes, read_part
+from batchnlp.data.ledger import Ledger, live, open_ledgers
+from batchnlp.data.parts import is_log
 from batchnlp.data.sources import Source
+from batchnlp.data.sources.repeats import Repeats
 from batchnlp.errors import OutputError, SourceError
 from batchnlp.job.spec import SourceSpec
-from batchnlp.types import Docs, many
+from batchnlp.types import DELETE, OP, Docs, many
 from batchnlp.words import nearest
 
 TEXT = {"summarize": "summary", "translate": "translation", "generate": "text", "chat": "reply", "qa": "answer"}
+READ = 20_000, 32 << 20  # rows and bytes of text that are read at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,16 @@ class Output:
         for ledger in ledgers:
             if not ledger.complete():
                 raise OutputError(f"run {ledger.run} in {root} is not complete", "run the job again first")
-        return cls.of(ledgers)
+        return cls.of_run(ledgers[-1]) if is_log(ledgers[-1].plan()[0].schema) else cls.of(ledgers)
+
+    @classmethod
+    def of_run(cls, ledger: Ledger) -> Output:
+        """A run by itself; of a log of changes with the good runs before it, on which it stands."""
+        schema = ledger.plan()[0].schema
+        names = live(ledger.store) if is_log(schema) else []
+        before = [Ledger(ledger.store, name) for name in names if name != ledger.fingerprint]
+        stand = [one for one in before if one.succeeded() and _like(one, schema)]  # else all is new
+        return cls.of([*stand, ledger])
 
     @property
     def root(self) -> str:
@@ -70,14 +82,21 @@ class Output:
 
     def read(self, columns: Sequence[str]) -> pa.Table:
         """Those columns of all results, in input order, and `id` as text."""
-        names = list(dict.fromkeys(["id", *columns]))
+        names = list(dict.fromkeys(["id", *columns, *([OP] if self.log else [])]))
         schema = pa.schema([self.schema.field(name) for name in names])
         tables = [table.select(names).cast(schema) for table in self._tables()]
         table = pa.concat_tables(tables) if tables else schema.empty_table()
-        return table.set_column(0, "id", table["id"].cast(pa.string()))
+        table = table.set_column(0, "id", table["id"].cast(pa.string()))
+        return _newest(table).drop_columns([OP]) if self.log else table
+
+    @property
+    def log(self) -> bool:
+        """Whether it is a log of changes; what it comes to is judged."""
+        return is_log(self.schema)
 
     def _tables(self) -> Iterator[pa.Table]:
         for ledger in self.ledgers:
+            yield from read_deletes(ledger)
             commits = ledger.commits()
             for index in sorted(commits):
                 if (table := read_part(ledger, commits[index])) is not None:
@@ -85,11 +104,13 @@ class Output:
 
     def documents(self) -> Iterator[Docs]:
         """What was read, a shard at a time. SourceError or CorruptError where the source is not as it was."""
-        for ledger in self.ledgers:
+        for ledger in self.ledgers[-1:] if self.log else self.ledgers:
             plan, _ = ledger.plan()
             config = SourceSpec.model_validate((ledger.plan_tree() or {})["spec"]["source"]).config()
             source = Source(config, plan.files, Source.open(config, self.root).schema)
-            for shard in plan.shards:
+            if plan.repeats:
+                source.repeats = Repeats(ledger.store, ledger.repeats)
+            for shard in source.shards(None, *READ) if self.log else plan.shards:  # a plan has what changed alone
                 yield source.read(shard)
 
     def texts(self, ids: pa.Array) -> pa.Array:
@@ -105,6 +126,18 @@ class Output:
             missing = many(found.null_count, "document")
             raise SourceError(f"{missing} of the results are not in the source any more", "evaluate where it is")
         return text.take(found)
+
+
+def _like(ledger: Ledger, schema: pa.Schema) -> bool:
+    return bool(ledger.plan()[0].schema.remove_metadata() == schema.remove_metadata())
+
+
+def _newest(log: pa.Table) -> pa.Table:
+    """The last row of each id, unless it is a delete."""
+    at = pa.array(np.arange(len(log)))
+    last = pa.table([log["id"], at], names=["id", "at"]).group_by("id").aggregate([("at", "max")])["at_max"]
+    rows = log.take(pa.array(np.sort(np.asarray(last))))
+    return rows.filter(pc.not_equal(rows[OP], DELETE))
 
 
 def column(names: Sequence[str], name: str, where: str) -> str:

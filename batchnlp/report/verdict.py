@@ -59,8 +59,9 @@ def _points(digest: Digest, allowed: int | None, loads: Sequence[Load], others: 
     for other in others:
         if other.live and other.state != "done":
             yield f"run {other.run} ({other.job}) in the same output is {other.state}"
-    if digest.state == "done" and allowed and digest.dead > NEAR * allowed:
-        yield f"{count(digest.dead)} dead letters, {count(allowed)} are allowed"
+    failed = digest.dead - digest.codes.get("duplicate_id", 0)  # which the limit does not count
+    if digest.state == "done" and allowed and failed > NEAR * allowed:
+        yield f"{count(failed)} dead letters, {count(allowed)} are allowed"
     cut = _number(digest, "truncated")
     if cut is not None and cut.value > CUT:
         yield f"{share(cut.value)} of the documents were cut off: task.on_long says how"

@@ -53,6 +53,11 @@ def cached_rows(encoded: Encoded) -> int:
     return len(encoded.cached.known) if isinstance(encoded, _Asked) else 0
 
 
+def cache_note(task: Task) -> str:
+    """What a user should know of the task's cache; empty where nothing is odd, or there is none."""
+    return task.cache_note if isinstance(task, Cached) else ""
+
+
 class Cached:
     """Wraps a task; `fields` and all else that it says of itself are the task's own."""
 
@@ -61,6 +66,11 @@ class Cached:
         self._task, self._cache, self._by_id = task, cache, by_id
         self.needs, self.pieces_per_doc, self.token_bytes = task.needs, task.pieces_per_doc, task.token_bytes
         self.columns, self.turns, self.note = task.columns, task.turns, task.note
+
+    @property
+    def cache_note(self) -> str:
+        """Why the cache takes no more results, once it does not."""
+        return self._cache.note
 
     @property
     def decoding(self) -> Decoding | None:

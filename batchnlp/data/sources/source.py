@@ -92,7 +92,9 @@ class Source:
         docs = documents(self.config, self.schema, pieces)
         if self.repeats is not None:
             found = [self.repeats.of(s.file, s.start, s.stop) for s in shard.segments if not s.lost]
-            docs = settle(docs, pa.concat_tables(found), self.files, self.config.on_duplicate_id)
+            docs = settle(
+                docs, pa.concat_tables([SCHEMA.empty_table(), *found]), self.files, self.config.on_duplicate_id
+            )
         suffixed = self.config.on_duplicate_id == "suffix"
         return dataclasses.replace(docs, ids=docs.ids.cast(self.id_type)) if suffixed else docs
 
