@@ -378,6 +378,8 @@ def test_what_is_refused(job: Nightly, tmp_path: Path) -> None:
         job.again(job="another")
     with pytest.raises(OutputError, match="holds the results of another job"):
         job.again(output={"mode": "new"})
+    with pytest.raises(OutputError, match="is a log of changes, to which no results can be appended"):
+        job.again(output={"mode": "append"})
     job.scratch()
     with pytest.raises(OutputError, match="no log of changes"):
         job.again(output={"path": str(tmp_path / "scratch0")})

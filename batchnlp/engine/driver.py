@@ -68,14 +68,18 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
 
 
 def refuse_other_runs(prepared: Prepared, store: Store) -> None:
-    """With `mode: new`, results of another fingerprint in the same place are an error that says what changed."""
+    """With `mode: new`, results of another fingerprint in the same place are an error that says what changed; to a log of
+    changes nothing but changes can be added."""
     if prepared.spec.output.mode == "incremental":
         incremental.refuse_others(prepared, store)
         return
     standing = live(store)
     others = [f for f in standing if f != prepared.fingerprint and Ledger(store, f).begun()]
-    if not others or prepared.fingerprint in standing or prepared.spec.output.mode != "new":
+    if not others or prepared.fingerprint in standing or prepared.spec.output.mode == "overwrite":
         return  # a run that stands here already is resumed, whoever was appended meanwhile
+    if prepared.spec.output.mode == "append":
+        incremental.refuse_log(store, others)
+        return
     facts: dict[str, Any] = {}
     with suppress(CorruptError):  # then it is not known what differs
         facts = (Ledger(store, others[-1]).plan_tree() or {}).get("facts", {})

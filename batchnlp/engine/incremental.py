@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, replace
 from itertools import chain
 from typing import Any
@@ -77,6 +77,15 @@ def refuse_others(prepared: Prepared, store: Store) -> None:
         if tree.get("job") != prepared.about["job"]:
             hint = "use another output.path, or that job's name"
             raise OutputError(f"{store.root} is the log of the job {tree.get('job')}", hint)
+
+
+def refuse_log(store: Store, names: list[str]) -> None:
+    """OutputError where one of these runs is a part of a log: no run of it could go on from one of another kind."""
+    for name in names:
+        with suppress(CorruptError):  # which `status` names
+            if is_log(Ledger(store, name).plan()[0].schema):
+                hint = "use --mode incremental, or another output.path"
+                raise OutputError(f"{store.root} is a log of changes, to which no results can be appended", hint)
 
 
 def plan_changes(
