@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT := results/quickstart
 
-.PHONY: help demo test chaos models schema clean
+.PHONY: help demo test chaos models schema lifecycle clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,8 +42,20 @@ chaos: .venv/test ## the whole fault matrix, injected for real: kills, hangs, fu
 models: .venv/base ## small stand-ins for the models that jobs/*.yaml name, in models/
 	$(BIN)/python jobs/models.py
 
-schema: .venv/base ## write jobs/schema.json anew
-	$(BIN)/python -m batchnlp.job.schema > jobs/schema.json
+schema: .venv/base ## write jobs/schema.json and jobs/train-schema.json anew
+	$(BIN)/python -m batchnlp.job.schema jobs
+
+.venv/lifecycle: .venv/base
+	$(PIP) -e '.[train,duckdb,evaluate]'
+	touch $@
+
+LIFE := jobs/lifecycle
+lifecycle: .venv/lifecycle ## tokenizer, models, jobs, warehouse: the whole way, offline, some minutes on a CPU
+	$(BIN)/python $(LIFE)/corpus.py results/lifecycle/corpus.parquet
+	set -e; for file in $(LIFE)/[1-9]-*.yaml; do $(BIN)/python -m batchnlp train run $$file; done
+	set -e; for file in $(LIFE)/run-*.yaml; do $(BIN)/python -m batchnlp run $$file; done
+	set -e; for pair in labels:label titles:title names:entities; do name=$${pair%%:*}; \
+	  $(BIN)/python -m batchnlp evaluate results/lifecycle/run-$$name --labels results/lifecycle/$$name-test.parquet:$${pair##*:}; done
 
 clean: ## remove the environment and all results
 	rm -rf .venv results

@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import Any
 
 from batchnlp.errors import SpecError
-from batchnlp.types import Server, nearest
+from batchnlp.types import Server
+from batchnlp.words import nearest
 
 TASKS = {
     "classify": "batchnlp.tasks.classify:Classify",

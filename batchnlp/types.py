@@ -9,7 +9,7 @@ This file imports numpy and pyarrow and nothing of batchnlp.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -22,6 +22,10 @@ Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
 
 OnLong = Literal["window", "truncate", "fail"]
+OnBadFile = Literal["fail", "salvage"]
+OnDuplicateId = Literal["fail", "keep_first", "suffix"]
+OP, REVISION = "op", "revision"  # the columns of a change log: what is to be done, and by which run, counted from 0
+UPSERT, DELETE = "upsert", "delete"
 WIDTHS = ("hidden_size", "dim", "d_model", "n_embd", "emb_dim")  # what config.json calls the width of the states
 
 
@@ -39,6 +43,8 @@ class SourceConfig:
     format: str | None = None  # parquet, jsonl, csv, arrow, text; by file name without it
     unit: Literal["line", "file"] = "line"  # what a document is in a plain text file
     split: str | None = None  # of a data set that has several
+    on_bad_file: OnBadFile = "fail"
+    on_duplicate_id: OnDuplicateId = "fail"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class InputFile:
     format: str  # parquet, jsonl, csv, arrow, text
     compression: str | None = None  # gz, zst, or None
     partitions: tuple[tuple[str, str], ...] = ()  # Hive keys and values in the path
+    damage: str = ""  # why it can be read in part only; found by the scan, where salvage is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +68,12 @@ class Segment:
     file: int  # index into the source's files
     start: int  # first row, counted in the file from 0
     stop: int  # one past the last row
-    rows: int  # rows that pass the filter; stop - start without one
+    rows: int  # rows that pass the filter and are selected; stop - start without either
     offset: int = 0  # first byte, for line formats; in decompressed bytes
     length: int = 0  # bytes of the run, for line formats
     line: int = 0  # number of the first line, from 0, for line formats
+    lost: bool = False  # one row that stands for those that nobody can read, nor count
+    selected: str = ""  # which of the rows that pass the filter are worked on (data/sources/selection); "" is all
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +86,7 @@ class Shard:
 
     @property
     def rows(self) -> int:
-        """Rows that pass the filter: what the row contract counts as rows in."""
+        """Rows that pass the filter and are selected: what the row contract counts as rows in."""
         return sum(segment.rows for segment in self.segments) if self.dead is None else self.dead
 
 
@@ -90,6 +99,7 @@ class Failure:
     code: str  # snake_case, stable, grouped by in `status`
     message: str  # one sentence, without the document's text
     attempts: int = 1
+    rows: int = 1  # rows that it stands for, if they were lost together
 
 
 def _no_line(doc: int) -> int:
@@ -98,7 +108,8 @@ def _no_line(doc: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Docs:
-    """One shard as read: every selected row once, in order, good and bad. Filled by the source's reader.
+    """One shard as read: every selected row once, in order, good and bad. Filled by the source's reader. Only rows that
+    were lost together with a damaged file have one entry in common, whose failure tells how many they are.
 
     `ids`, `text`, `file`, `row` and `keep` have one entry a row. A row that could not be read has a null text and an
     entry in `failures` (with `doc` set), so that nothing shifts.
@@ -289,7 +300,7 @@ class PartFile:
     rows: int
     size: int
     sha256: str
-    kind: Literal["rows", "dead", "order"] = "rows"  # order: which file each row of a partitioned part went to
+    kind: Literal["rows", "dead", "order", "text", "delete"] = "rows"  # order: the file of each row
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +319,7 @@ class Part:
     seconds: dict[str, float]  # encode, forward, write
     codes: dict[str, int] = field(default_factory=dict)  # dead letters by code
     note: str = ""  # what the backend did otherwise than it would, and why
+    cached: int = 0  # rows whose results came from the cache
     after: str = ""  # of a retry: the attempt whose dead letters it tried again
     invocation: str = field(default="", compare=False)  # who committed it; filled with the commit, as is
     committed: float = field(default=0.0, compare=False)  # when, in Unix time: to be looked at, nothing depends on it
@@ -332,6 +344,7 @@ class ModelFiles:
     config: dict[str, Any]  # config.json
     max_length: int  # tokens a sequence may have, special tokens included
     modules: tuple[dict[str, Any], ...] = ()  # sentence-transformers modules after the transformer, in order
+    card: str = ""  # sha256 of the model card beside the weights, where there is one
 
     @property
     def hidden_size(self) -> int:
@@ -368,19 +381,12 @@ class Plan:
     shards: tuple[Shard, ...]
     schema: pa.Schema  # of the results
     generation: int = 0  # how often dead letters are tried again with it
+    repeats: int = 0  # rows whose id a row before them has
 
     @property
     def rows(self) -> int:
         """Rows in, over all shards."""
         return sum(shard.rows for shard in self.shards)
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """The `known` name most like `word`, for error messages; empty when none is near."""
-    import difflib
-
-    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return found[0] if found else ""
 
 
 def many(count: int, noun: str) -> str:

@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
         pa.field("synopsis", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
         pa.field("tags", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
     ]
 )
 
@@ -160,7 +161,10 @@ def rows(lists: Path) -> Iterator[Row]:
             seen.add(package)
             tags = parse_tags(stanza.get("Tag", ""))
             section = stanza.get("Section", "")
-            yield {"package": package, "section": section, "synopsis": synopsis, "text": text, "tags": tags}
+            source = stanza.get("Source", package).partition(" ")[0]  # perhaps with its version after it
+            yield {
+                "package": package, "section": section, "synopsis": synopsis, "text": text, "tags": tags, "source": source,
+            }  # fmt: skip
 
 
 def write(table: pa.Table, out: Path, repeat: int) -> None:

@@ -21,9 +21,13 @@ os.environ |= {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
+import hypothesis  # noqa: E402
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 import pytest  # noqa: E402
+
+hypothesis.settings.register_profile("batchnlp", deadline=None)  # a slow machine is no fault
+hypothesis.settings.load_profile("batchnlp")
 
 TOPICS = ("games", "science", "web")
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from batchnlp.data.ledger import Ledger, live, set_live, settle
 from batchnlp.data.parts import DEAD_SCHEMA, PartWriter
-from batchnlp.data.store import LocalStore
+from batchnlp.data.store import LocalStore, Store
 from batchnlp.types import InputFile, Part, Plan, Resolved, Segment, Shard
 
 PRINT = "0123456789abcdef" * 4
@@ -49,9 +49,9 @@ class Run:
 
     def __init__(
         self, root: Path | str, shards: int = 3, partition_by: Sequence[str] = (), print_: str = PRINT,
-        facts: dict[str, Any] = FACTS,
+        facts: dict[str, Any] = FACTS, store: Store | None = None,
     ) -> None:  # fmt: skip
-        self.store = LocalStore(root)
+        self.store = store or LocalStore(root)
         self.ledger = Ledger(self.store, print_)
         self.plan = replace(make_plan(shards), fingerprint=print_)
         self.writer = PartWriter(self.store, print_, partition_by)

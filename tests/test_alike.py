@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.torch_encoder import TorchEncoder
-from batchnlp.job.spec import TaskSpec
+from batchnlp.job.task import TaskSpec
 from batchnlp.tasks.classify import Classify
 from batchnlp.text.alike import Known, first_alike, keys
 from batchnlp.types import Docs, Pieces, Resolved

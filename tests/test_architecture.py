@@ -10,15 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "batchnlp"
 TIERS = {
-    "types": 0, "errors": 0, "failpoints": 0, "registry": 0, "templates": 0, "text": 1, "data": 1, "job": 1,
-    "tasks": 2, "backends": 2, "sinks": 2, "engine": 3, "schedule": 3, "learn": 3, "report": 3, "cli": 4,
+    "types": 0, "errors": 0, "failpoints": 0, "registry": 0, "templates": 0, "words": 0, "text": 1, "data": 1,
+    "job": 1,
+    "tasks": 2, "backends": 2, "sinks": 2, "evaluate": 2, "engine": 3, "schedule": 3, "train": 3, "report": 3, "cli": 4,
 }  # fmt: skip
 SIBLINGS = {  # one tier, and allowed all the same
-    ("schedule", "engine"), ("registry", "errors"), ("registry", "types"), ("templates", "errors"),
+    ("schedule", "engine"), ("train", "engine"), ("registry", "errors"), ("registry", "types"), ("registry", "words"),
+    ("templates", "errors"),
 }  # fmt: skip
 DOORS = {  # library → where it may be imported
-    "ray": ("engine/ray_runner.py", "engine/ray_cluster.py"),
-    "torch": ("backends/", "learn/"),
+    "ray": ("engine/ray_runner.py", "engine/ray_cluster.py", "train/ray_workers.py"),
+    "torch": ("backends/", "train/"),
+    "rensa": ("train/duplicates.py",),
+    "peft": ("train/lora.py",),
     "rich": ("cli/", "report/"),
     "click": ("cli/",),
     "httpx2": ("backends/openai_client.py", "engine/hooks.py"),
@@ -28,6 +32,10 @@ DOORS = {  # library → where it may be imported
     "deltalake": ("sinks/delta.py",),
     "pyiceberg": ("sinks/iceberg.py",),
     "adbc_driver_postgresql": ("sinks/postgres.py",),
+    "scipy": ("evaluate/",),
+    "sklearn": ("evaluate/",),
+    "sacrebleu": ("evaluate/",),
+    "rouge_score": ("evaluate/",),
 }
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 

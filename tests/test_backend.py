@@ -26,7 +26,8 @@ from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.engine.api import apply
 from batchnlp.errors import BackendError, ModelError, UsageError, WorkerLostError
-from batchnlp.job.spec import EngineSpec, TaskSpec
+from batchnlp.job.spec import EngineSpec
+from batchnlp.job.task import TaskSpec
 from batchnlp.tasks.classify import Classify
 from batchnlp.tasks.embed import Embed
 from batchnlp.tasks.zero_shot import make

@@ -190,6 +190,8 @@ def test_bench_finds_settings_and_writes_nothing(tmp_path: Path, classifier: str
     job.write_text(yaml.safe_dump({
         "source": {"path": str(corpus(tiny.texts(80))), "id": "doc_id"}, "task": {"kind": "classify", "model": classifier},
         "engine": {"runner": "inline", "backend": "torch", "device": "cpu"}, "output": {"path": str(tmp_path / "out")},
+        "sinks": [{"kind": "parquet", "database": str(tmp_path / "lake"), "table": "t"}],
+        "hooks": [{"command": ["touch", str(tmp_path / "told")], "when": ["success"]}], "cache": str(tmp_path / "cache"),
     }))  # fmt: skip
     result = invoke("bench", job, "--any-dtype", "--json")
     assert result.exit_code == 0, result.output
@@ -201,7 +203,7 @@ def test_bench_finds_settings_and_writes_nothing(tmp_path: Path, classifier: str
     assert 0 < tree["sampled"] <= 80
     assert tree["limit"] == pytest.approx(1 / (1 / tree["forward"] + 1 / tree["tokenizer"]), rel=0.01)
     assert tree["share_of_limit"] == pytest.approx(tree["docs_per_second"] / tree["limit"], rel=0.01)
-    assert not (tmp_path / "out").exists()
+    assert not {"out", "lake", "told", "cache"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_bench_shows_the_lines_for_the_job(tmp_path: Path, classifier: str, corpus: Any) -> None:

@@ -144,6 +144,23 @@ def test_results_of_a_run_that_broke(
     assert results_file(tmp_path / "out-False")["status"] == "done", "of the last invocation"
 
 
+def test_what_another_library_says_is_told_to_nobody(
+    tmp_path: Path, run_job: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold a document's text."""
+    from batchnlp.data import ledger
+
+    def odd(*args: Any) -> bool:
+        raise ValueError(f"cannot take {SECRET}")
+
+    monkeypatch.setattr(ledger.Ledger, "commit", odd)
+    assert run_job(writes(tmp_path / "told", when=["failure"])).exit_code == 70
+    (told,) = kept(tmp_path / "told")
+    assert (told["status"], told["error"], told["message"]) == ("error", "ValueError", "ValueError")
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
 def test_before_there_is_a_plan_only_hooks_are_told(tmp_path: Path, run_job: Callable[..., Result]) -> None:
     result = run_job(writes(tmp_path / "told"), source={"path": str(tmp_path / "nothing")})
     assert result.exit_code == 2

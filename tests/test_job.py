@@ -189,8 +189,8 @@ def test_set_does_not_change_what_was_given() -> None:
         ({"task__labels": ["a", "b", "a"]}, "the job: task.labels: 'a' is there twice; name each label once"),
         ({"task__labels": {1: "one", "1": "uno"}}, "the job: task.labels: '1' is there twice"),
         (
-            {"output__path": "s3://bucket/out"},
-            "the job: output.path: s3://bucket/out is a URI, and results can only be",
+            {"output__path": "s3://bucket/out[1]"},
+            "the job: output.path: s3://bucket/out[1] reads like a pattern",
         ),
         ({"output__path": " "}, "the job: output.path is empty; name a directory"),
     ],

@@ -187,7 +187,8 @@ def test_load_fills_a_warehouse_once(out: Path, duckdb: Warehouse) -> None:
     result = invoke(*args)
     assert result.exit_code == 0, result.output
     assert last_json(result) == {
-        "kind": "duckdb", "table": "t", "runs": ["aaaaaaaa"], "rows": 6, "seconds": last_json(result)["seconds"],
+        "kind": "duckdb", "table": "t", "runs": ["aaaaaaaa"], "rows": 6, "deleted": 0,
+        "seconds": last_json(result)["seconds"],
         "status": "loaded", "output": str(out),
     }  # fmt: skip
     assert "duckdb t: 6 rows loaded in" in result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -91,7 +92,7 @@ def test_a_file_system_without_flock_has_the_lock_all_the_same(
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(module.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     lock = Lock(store, "mine")
     lock.acquire()
     with pytest.raises(LockedError):

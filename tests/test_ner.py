@@ -28,7 +28,7 @@ from batchnlp.engine.estimate import estimate
 from batchnlp.engine.planner import make_plan, prepare
 from batchnlp.errors import ModelError, SpecError
 from batchnlp.job.load import build_spec
-from batchnlp.job.spec import TaskSpec
+from batchnlp.job.task import TaskSpec
 from batchnlp.tasks.label_schemes import LabelScheme
 from batchnlp.tasks.ner import Ner
 from batchnlp.tasks.passages import best_of_runs

@@ -23,7 +23,8 @@ from batchnlp.backends.openvino_encoder import OpenVinoEncoder
 from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.backends.torch_model import load_model
 from batchnlp.errors import Interrupted, MissingExtraError, UsageError
-from batchnlp.job.spec import EngineSpec, TaskSpec
+from batchnlp.job.spec import EngineSpec
+from batchnlp.job.task import TaskSpec
 from batchnlp.tasks.classify import Classify
 from batchnlp.tasks.embed import Embed
 from batchnlp.tasks.zero_shot import make as zero_shot

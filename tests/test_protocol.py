@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from outputs import PRINT, ROWS, Crash, CrashingStore, Run
 
-from batchnlp.data.ledger import Ledger, live, sums
+from batchnlp.data.commits import Tally
+from batchnlp.data.ledger import Ledger, live
 from batchnlp.data.parts import staging_folder
 from batchnlp.data.store import LocalStore
 from batchnlp.data.verify import verify
@@ -107,7 +108,7 @@ class Protocol(RuleBasedStateMachine):
             return
         commits = self.run.ledger.commits()
         assert commits == self.won
-        total = sums(commits.values())
+        total = Tally.of(commits.values()).sums()
         assert total["rows"] == total["ok"] + total["dead"] == len(commits) * ROWS
         for part in commits.values():
             ids: Counter[str] = Counter()

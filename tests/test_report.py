@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from report_outputs import ANSWER, ENTITY, NIGHT, TABLES, Night, labelled, table
 
 from batchnlp.data.invocations import Invocation
 from batchnlp.data.ledger import set_live
-from batchnlp.report import history, measures, results
+from batchnlp.report import history, measures, results, verdict
 from batchnlp.report.gather import comparison, page
 from batchnlp.report.page import Page
 from batchnlp.report.render import render
@@ -212,6 +213,8 @@ def test_dead_letters_near_the_limit_and_cut_documents_are_worth_a_look(out: Pat
     assert made.verdict.points == (
         "80 dead letters, 108 are allowed", "2.0 % of the documents were cut off: task.on_long says how",
     )  # fmt: skip
+    repeated = replace(made.digest, codes={"duplicate_id": 60, "null_text": 20})  # of which the limit counts the others
+    assert [*verdict._points(repeated, 108, (), ())] == [*made.verdict.points[1:]]
 
 
 def damage(run: Night, what: str) -> Path:

@@ -4,48 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
 from commands import Corpus, classify, invoke, last_json, rows_of
 from outputs import Crash
+from poison import TOKEN, WORD, poison
 from warehouses import Warehouse
 
-from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.data.ledger import Ledger, open_ledgers
 from batchnlp.data.verify import verify
-from batchnlp.types import Pieces
 
 TEXTS: list[str | None] = [*tiny.texts(22), None, "", "   "]
 POISON = {3, 11, 12, 21}
-WORD = "kangaroo"  # of one token
-TOKEN = 21652
 POISONED = [f"{text} {WORD}" if i in POISON else text for i, text in enumerate(TEXTS)]
 SHARDS = "--set", "source.rows_per_shard=10"
 MANY = *SHARDS, "--set", "limits.max_failed=10"
-
-
-@contextmanager
-def poison(monkeypatch: pytest.MonkeyPatch, token: int = TOKEN) -> Iterator[list[int]]:
-    """As long as this lasts, the model fails on every document with the word; how many pieces it was given."""
-    launch: Callable[..., Any] = TorchEncoder._launch
-    met: list[int] = []
-
-    def faulty(self: TorchEncoder, pieces: Pieces, batch: Any, lengths: Any) -> Any:
-        met.append(len(batch.index))
-        ids = [pieces.ids[pieces.starts[i] : pieces.starts[i + 1]] for i in batch.index]
-        if any(token in one for one in ids):
-            raise ValueError("bad luck")
-        return launch(self, pieces, batch, lengths)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TorchEncoder, "_launch", faulty)
-        yield met
 
 
 def test_the_word_is_one_token(classifier: str) -> None:
@@ -235,6 +213,26 @@ def test_a_warehouse_gets_the_new_rows_alone(
     assert [sink["status"] for sink in last_json(invoke("retry", out, "--json"))["sinks"]] == ["held"]
 
 
+def test_warehouses_wait_for_all_the_runs_of_an_output(
+    corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take an output only whole: what the second run lacks must not keep its own dead letters from being tried."""
+    pytest.importorskip("duckdb")
+    out, duckdb = tmp_path / "out", Warehouse("duckdb", tmp_path)
+    sinks = "--set", "sinks=" + json.dumps([{"kind": "duckdb", "database": duckdb.database, "table": "t"}])
+    few = *SHARDS, "--set", "limits.max_failed=3", *sinks
+    with poison(monkeypatch):
+        assert classify(corpus(POISONED, "one"), out, classifier, *few).exit_code == 1
+        more = corpus([f"{text} {WORD}" if i < 5 else text for i, text in enumerate(TEXTS[:20])], "two")
+        assert classify(more, out, classifier, *few, "--mode", "append").exit_code == 1
+    result = invoke("retry", out, "--json")
+    assert result.exit_code == 0, result.output
+    runs = last_json(result)["runs"]
+    assert [(run["status"], run["rows"], run["dead"]) for run in runs] == [("done", 7, 3), ("done", 5, 0)]
+    assert [sink["status"] for run in runs for sink in run["sinks"]] == ["loaded", "held"]
+    assert len(duckdb.rows()) == 42
+
+
 def test_what_cannot_be_retried_is_refused(
     corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,3 +250,28 @@ def test_what_cannot_be_retried_is_refused(
     early = invoke("retry", out)
     assert (early.exit_code, "is not complete (run the job again first)" in early.stderr) == (2, True)
     assert invoke("retry", tmp_path / "nothing").exit_code == 2
+
+
+def test_what_a_damaged_file_lost_stays_lost(classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = tmp_path / "a.parquet", tmp_path / "out"
+    texts = [f"document {i}" + f" {WORD}" * (i in (3, 12)) for i in range(30)]
+    table = pa.table({"doc_id": [f"d{i}" for i in range(30)], "text": texts})
+    pq.write_table(table, source, row_group_size=10, compression="none", use_dictionary=False, write_page_checksum=True)
+    source.write_bytes(source.read_bytes().replace(b"document 25", b"Document 25"))
+    options = (
+        "source.rows_per_shard=30",
+        "source.on_bad_file=salvage",
+        "limits.max_failed=100%",
+        "output.dead_text=true",
+    )
+    with poison(monkeypatch):
+        result = classify(source, out, classifier, *(word for setting in options for word in ("--set", setting)))
+    assert result.exit_code == 0, result.output
+    assert [code for _, code, _ in dead_of(out)] == ["forward_error", "forward_error", "lost_rows"]
+    assert len(list(out.glob("_batchnlp/*/dead/text-*"))) == 1
+    assert invoke("retry", out).exit_code == 0
+    assert [code for _, code, _ in dead_of(out)] == ["lost_rows"]
+    assert list(out.glob("_batchnlp/*/dead/text-*")) == [], "it lies with the letters that were resolved"
+    verdict = verify(str(out))
+    assert (verdict.problems, verdict.rows, verdict.ok, verdict.dead) == ([], 30, 20, 10)
+    assert [row["id"] for row in rows_of(out)] == [f"d{i}" for i in range(20)], "in their places"

@@ -354,7 +354,8 @@ def one_shard(docs: Path, tmp_path: Path) -> Path:
     """Thirty thousand rows, no two alike: with one document a batch, half a minute at least."""
     many, table = tmp_path / "many.parquet", pa.concat_tables([pq.read_table(docs)] * 30)
     texts = [f"{text} {i}" for i, text in enumerate(table["text"].to_pylist())]
-    pq.write_table(table.set_column(table.column_names.index("text"), "text", [texts]), many)
+    ids = [f"{id_}-{i}" for i, id_ in enumerate(table["doc_id"].to_pylist())]
+    pq.write_table(pa.table({"doc_id": ids, "text": texts}), many)
     return many
 
 

@@ -83,7 +83,14 @@ def test_while_spooling(classifier: str, tmp_path: Path) -> None:
     last = json.loads(stdout)
     assert (last["status"], last["exit_code"], last["rows"]) == ("stopped", 143, 0)
     assert list(out.glob("_batchnlp/*/spool/*")) == []
-    assert files(out) == {"plan.json", "current.json", "lock.json.guard", "run_results.json", "invocations.json", "_report.html"}
+    assert files(out) == {
+        "plan.json",
+        "current.json",
+        "lock.json.guard",
+        "run_results.json",
+        "invocations.json",
+        "_report.html",
+    }
 
 
 def test_in_preflight(corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

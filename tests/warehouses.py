@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
+from batchnlp.data.deletes import set_deletes
 from batchnlp.data.ledger import Ledger, live, set_live, settle
 from batchnlp.data.parts import DEAD_SCHEMA, PartWriter
-from batchnlp.data.store import LocalStore
+from batchnlp.data.store import LocalStore, sha256_of
 from batchnlp.job.sinks import SinkSpec
-from batchnlp.types import InputFile, Plan, Resolved, Segment, Shard
+from batchnlp.types import InputFile, PartFile, Plan, Resolved, Segment, Shard
 
 KINDS = ["duckdb", "delta", "iceberg", "postgres", "parquet"]
 FILES = (InputFile("/in/a.parquet", "a.parquet", 10, "1", "parquet"),)
@@ -27,15 +29,19 @@ Rows = list[dict[str, Any]]
 
 def write_output(
     root: Path, table: pa.Table, run: str = "a", *, shards: int = 2, partition_by: Sequence[str] = (), job: str = "j",
+    deletes: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
-    """A finished run in an output, beside those that are there; its fingerprint is the letter `run`, many times."""
+    """A finished run in an output, beside those that are there; its fingerprint is the letter `run`, many times. With
+    `deletes` it is a part of a log of changes, which takes these ids away."""
     store, print_ = LocalStore(root), run * 64
+    if deletes is not None:
+        table = logged(table, len(live(store)), "upsert")
     ledger, size = Ledger(store, print_), -(-len(table) // shards) or 1
     cuts = [table.slice(start, size) for start in range(0, max(len(table), 1), size)]
     plan = Plan(
         print_, FILES, tuple(Shard(i, (Segment(0, 0, len(cut), len(cut)),)) for i, cut in enumerate(cuts)), table.schema
     )
-    facts = {"source": {"id": None}, "partition_by": list(partition_by)}
+    facts = {"source": {"id": None if deletes is None else "id"}, "partition_by": list(partition_by)}
     ledger.create_plan(plan, facts, RESOLVED, {"job": job})
     set_live(store, [*live(store), print_])
     writer = PartWriter(store, print_, partition_by)
@@ -43,8 +49,22 @@ def write_output(
         measured: dict[str, Any] = {"tokens": 1, "executed": 1, "seconds": {}}
         part = writer.write(shard.index, "one", cut, DEAD_SCHEMA.empty_table(), measured)
         assert ledger.commit(part, shard, "invocation")
+    if deletes:
+        name = f"part-delete-{run * 8}.parquet"
+        columns = [deletes, *(pa.nulls(len(deletes), field.type) for field in list(table.schema)[1:-2])]
+        gone = logged(pa.table(columns, names=table.schema.names[:-2]), len(live(store)) - 1, "delete")
+        pq.write_table(gone.cast(table.schema), root / name)
+        with (root / name).open("rb") as handle:
+            file = PartFile(name, len(deletes), (root / name).stat().st_size, sha256_of(handle), "delete")
+        set_deletes(ledger, file)
     ledger.finish(ledger.commits(), {"job": job}, success=True)
     settle(store)
+
+
+def logged(table: pa.Table, revision: int, op: str) -> pa.Table:
+    """The table with the last columns of a log of changes."""
+    table = table.append_column("revision", pa.repeat(pa.scalar(revision, pa.int32()), len(table)))
+    return table.append_column("op", pa.repeat(op, len(table)))
 
 
 def topics(start: int, stop: int, label: str = "x", langs: Sequence[str | None] = ("en", "de", None)) -> pa.Table:

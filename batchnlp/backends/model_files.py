@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from batchnlp.errors import ModelError
-from batchnlp.types import ModelFiles, nearest
+from batchnlp.types import ModelFiles
+from batchnlp.words import nearest
 
 PACKAGE = "package:"
+CARD = "README.md"  # what the hub, and batchnlp.evaluate.card, call a model's card
 PIN = "sha256:"  # a revision of this form pins the weights of a directory or package
 HUB_PATTERNS = [
     "*.json",
@@ -74,6 +76,7 @@ def _resolve(name: str, revision: str | None, max_length: int | None) -> ModelFi
         config=config,
         max_length=_max_length(name, path, config, limit, max_length),
         modules=modules,
+        card=_hash(card) if (card := path / CARD).is_file() else "",
     )
 
 

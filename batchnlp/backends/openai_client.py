@@ -21,7 +21,8 @@ import httpx2
 from batchnlp.backends.openai_api import HANG, Fatal, Outcome, Refused, Trouble, parse, read, refusal, request
 from batchnlp.backends.throttle import MOST, Throttle
 from batchnlp.errors import ModelError, StoppedError
-from batchnlp.types import Decoding, Reply, Server, nearest
+from batchnlp.types import Decoding, Reply, Server
+from batchnlp.words import nearest
 
 CONNECT, ANSWER, CHECK = 10.0, 600.0, 60.0  # seconds: until a connection stands, an answer is there, one more of before
 PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds: before the second try, before any later one

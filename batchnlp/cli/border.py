@@ -26,7 +26,7 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """A misspelt command is answered with the nearest one."""
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            from batchnlp.types import nearest  # brings pyarrow: only when there is something to suggest
+            from batchnlp.words import nearest
 
             near = nearest(args[0], list(self.commands))
             hint = f"; did you mean {near}?" if near else f"; see {ctx.command_path} --help"

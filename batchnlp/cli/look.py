@@ -7,9 +7,10 @@ import shlex
 from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
 
-from batchnlp.cli.show import duration, message, print_json, print_table, size
+from batchnlp.cli.show import duration, message, print_json, print_table, reasons_of, size
 from batchnlp.data import collect as collecting
-from batchnlp.data.ledger import open_ledgers, sums
+from batchnlp.data.commits import Tally
+from batchnlp.data.ledger import open_ledgers
 from batchnlp.data.status import ledgers, status_of
 from batchnlp.data.verify import verify
 from batchnlp.errors import OutputError
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from batchnlp.engine.estimate import Estimate
 
 
-def show_plan(spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False) -> None:
+def show_plan(
+    spec: JobSpec, as_json: bool, *, full: bool = False, probe: bool = False, explain: bool = False
+) -> None:  # fmt: skip
     """Estimates of a job."""
     from batchnlp.engine.estimate import estimate
     from batchnlp.engine.planner import prepare
 
-    found = estimate(prepare(spec), full=full, probe=probe)
+    found = estimate(prepare(spec), full=full, probe=probe, explain=explain)
     if as_json:
         print_json(asdict(found))
         return
@@ -54,6 +57,7 @@ def _plan_rows(found: Estimate) -> list[tuple[str, str]]:
             [("done already", f"{many(found.rows_done, 'row')} in {many(found.committed, 'shard')}")]
             * bool(found.committed)
         ),
+        *((reason.replace("_", " "), many(n, "row")) for reason, n in reasons_of(found.changes or {})),
         ("sample", f"{many(found.sampled, 'document')}; the figures below stand on them"),
         ("tokens", f"about {found.tokens:,} in all; longest {found.longest:,}, the model takes {found.max_length:,}"),
         ("over the limit", f"about {many(found.over_limit, 'document')}"),
@@ -81,8 +85,10 @@ def show_status(out: str, as_json: bool) -> None:
         rows = [
             ("run", f"{run.run} ({run.job}), {run.status}{'' if run.live else ', not live'}"),
             *(("damage", damage) for damage in run.damage),
+            *([("below its gates", run.gates)] if run.gates else []),
             ("shards", f"{run.shards_done:,} of {_known(run.shards)} done"),
             ("rows", f"{run.rows_done:,} of {_known(run.rows)}: {_sum(run.ok, run.dead)}"),
+            *((reason.replace("_", " "), f"{n:,}") for reason, n in reasons_of(run.changes)),
             *((f"dead: {code}", f"{n:,}") for code, n in sorted(run.codes.items())),
         ]
         if run.dead:
@@ -120,11 +126,12 @@ def show_verdict(out: str, as_json: bool) -> int:
 def write_collected(out: str, target: str | None, format_: str | None, dead: bool, as_json: bool) -> None:
     """Collect results or dead letters into one file."""
     format_ = format_ or _by_name(target)
-    target = target or f"{os.path.abspath(out)}{'.dead' if dead else ''}.{format_}"  # abspath: "." has no name
+    beside = out.rstrip("/").rpartition("/")[2] if "://" in out else os.path.abspath(out)  # abspath: "." has no name
+    target = target or f"{beside}{'.dead' if dead else ''}.{format_}"
     lost = 0
     for ledger in open_ledgers(out):
         done, shards = ledger.commits(), len(ledger.plan()[0].shards)
-        lost += sums(done.values())["dead"]
+        lost += Tally.of(done.values()).sums()["dead"]
         if len(done) < shards:
             message(f"run {ledger.run} is not complete: {len(done):,} of {many(shards, 'shard')}")
     rows = collecting.collect(out, target, cast(collecting.Format, format_), dead=dead)

@@ -29,7 +29,9 @@ set_option = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any key of the job, as engine.dtype=float32."
 )
 mode_option = click.option(
-    "--mode", type=click.Choice(["new", "append", "overwrite"]), help="What to do with another job's results in OUT."
+    "--mode",
+    type=click.Choice(["new", "append", "overwrite", "incremental"]),
+    help="What to do with another job's results in OUT.",
 )
 
 
@@ -112,13 +114,16 @@ def run(spec: str, as_json: bool, **flags: Any) -> None:
 @set_option
 @click.option("--full", is_flag=True, help="Look at every document instead of a sample.")
 @click.option("--probe", is_flag=True, help="Load the model, measure for some seconds, and tell the time it will take.")
+@click.option(
+    "--explain", is_flag=True, help="Of an incremental job: read the whole corpus, and count its rows by what changed."
+)
 @json_option
-def plan(spec: str, settings: tuple[str, ...], full: bool, probe: bool, as_json: bool) -> None:
+def plan(spec: str, settings: tuple[str, ...], full: bool, probe: bool, explain: bool, as_json: bool) -> None:
     """Tell what the job in SPEC will do and cost; write nothing."""
     from batchnlp.cli.look import show_plan
     from batchnlp.job.load import load_spec
 
-    show_plan(load_spec(spec, settings), as_json, full=full, probe=probe)
+    show_plan(load_spec(spec, settings), as_json, full=full, probe=probe, explain=explain)
 
 
 @main.command()
@@ -201,6 +206,23 @@ def load(out: str, kind: str, settings: tuple[str, ...], as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("target", metavar="OUT|SPEC")
+@click.option(
+    "--labels", metavar="[FILE:]COLUMN", help="The truth: a column of the results, or of a file with their ids."
+)
+@click.option("--groups", help="Columns, separated by commas, whose groups are compared.")
+@click.option("--counterfactual", metavar="FILE", help="Pairs of terms to swap in the documents, as YAML.")
+@click.option("--against", metavar="OUT2", help="The output of another model for the same documents.")
+@set_option
+@json_option
+def evaluate(target: str, settings: tuple[str, ...], as_json: bool, **flags: str | None) -> None:
+    """Judge the results in OUT, or run the job in SPEC and judge it; exit 1 if a gate is not kept."""
+    from batchnlp.cli.evaluate import show_evaluation
+
+    sys.exit(show_evaluation(target, flags, settings, as_json))
+
+
+@main.command()
 @click.argument("outs", nargs=-1, required=True, metavar="OUT...")
 @click.option("--compare", is_flag=True, help="What differs between the last runs of two outputs.")
 @click.option("-o", "--output", metavar="FILE", help="The file to write, or - for stdout; OUT/_report.html without it.")
@@ -214,6 +236,18 @@ def report(outs: tuple[str, ...], compare: bool, output: str | None, columns: st
 
 
 @main.command()
+@click.argument("out")
+@click.option("--hours", type=click.FloatRange(min=0), default=24.0, help="How old they must be; 24 without it.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would go.")
+@json_option
+def gc(out: str, hours: float, dry_run: bool, as_json: bool) -> None:
+    """Remove what writers that died left in OUT: temporary files, uploads, attempts that count for nothing."""
+    from batchnlp.cli.garbage import remove_garbage
+
+    remove_garbage(out, hours, dry_run, as_json)
+
+
+@main.command()
 @click.argument("spec")
 @set_option
 @click.option("--any-dtype", is_flag=True, help="Try float32 and bfloat16 where the job leaves the dtype open.")
@@ -223,6 +257,62 @@ def bench(spec: str, settings: tuple[str, ...], any_dtype: bool, as_json: bool) 
     from batchnlp.cli.bench import show_bench
 
     show_bench(spec, settings, any_dtype, as_json)
+
+
+@main.group(cls=Commands)
+def train() -> None:
+    """Learn a tokenizer or a model from a corpus; what comes out is what jobs run."""
+
+
+def _train(kind: str, summary: str) -> None:
+    """Define the command of a kind of training: the common keys as flags, all others through --set."""
+
+    @train.command(kind, help=summary)
+    @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+    @click.option("-o", "--output", required=True, metavar="OUT", help="The directory for the result.")
+    @click.option("--text-column", help="The column with the texts; 'text' without it.")
+    @click.option("--id-column", help="The column with their ids; <file>#<row> without it.")
+    @click.option("--group-column", help="A column whose rows stay on one side of the split.")
+    @click.option("--held-out", metavar="FILE", help="A Parquet file for the test rows, with their texts.")
+    @set_option
+    @json_option
+    def command(inputs: tuple[str, ...], as_json: bool, **flags: Any) -> None:
+        from batchnlp.cli.train import train_one
+
+        train_one(kind, inputs, flags, as_json)
+
+    if kind == "tokenizer":
+        return
+    click.option("--model", metavar="M", help="Where to start: hub name, directory, or package:NAME.")(command)
+    click.option("--revision", help="The hub revision.")(command)
+    click.option("--workers", type=int, help="Processes that share the work through Ray Train.")(command)
+    if kind == "classify":
+        click.option("--label-column", help="The column with the labels; 'label' without it.")(command)
+    if kind == "seq2seq":
+        click.option("--target-column", help="The column with the texts to write; 'target' without it.")(command)
+    if kind == "ner":
+        click.option("--entities-column", help="The column with the spans; 'entities' without it.")(command)
+    if kind == "embed":
+        click.option("--pair-column", help="The column with the text that is to be near; 'pair' without it.")(command)
+
+
+_train("tokenizer", "Learn a tokenizer: byte-level BPE, WordPiece or Unigram.")
+_train("lm", "Learn to write: a language model from scratch, or one that goes on learning.")
+_train("classify", "Learn to label documents.")
+_train("ner", "Learn to find the entities in documents.")
+_train("seq2seq", "Learn to write a text from a text: summaries, titles, translations.")
+_train("embed", "Learn vectors from pairs of texts that belong together.")
+
+
+@train.command("run")
+@click.argument("spec")
+@set_option
+@json_option
+def train_run(spec: str, settings: tuple[str, ...], as_json: bool) -> None:
+    """Train as the YAML file SPEC says; again: go on, or learn that all is done."""
+    from batchnlp.cli.train import train_file
+
+    train_file(spec, settings, as_json)
 
 
 @main.group(cls=Commands)

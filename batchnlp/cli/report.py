@@ -11,7 +11,7 @@ from typing import Any
 from batchnlp.cli.show import message, print_json
 from batchnlp.data import invocations
 from batchnlp.data.status import ledgers
-from batchnlp.data.store import LocalStore
+from batchnlp.data.store import open_store
 from batchnlp.errors import BatchnlpError, Interrupted, OutputError, SpecError
 from batchnlp.report import history
 from batchnlp.report.gather import comparison, page
@@ -29,12 +29,12 @@ def write_report(outs: Sequence[str], compare: bool, target: str | None, columns
         raise SpecError(given, "give one, or two with --compare")
     if compare:
         found = comparison(*outs)
-        html, target = render(found), target or os.path.join(outs[1], COMPARISON)
+        html, target = render(found), target or _in(outs[1], COMPARISON)
         notable = [change.notable for change in found.changes if change.notable]
         told: dict[str, Any] = {"status": "differ" if notable else "alike", "notable": notable}
     else:
         made = _remembered(outs[0], [name.strip() for name in (columns or "").split(",") if name.strip()])
-        html, target = render(made), target or os.path.join(outs[0], NAME)
+        html, target = render(made), target or _in(outs[0], NAME)
         verdict = made.verdict
         told = {"status": made.digest.state, "run": made.digest.run, "verdict": verdict.word, "notable": verdict.points}
         message(f"{verdict.word}: {verdict.sentence}")
@@ -44,15 +44,15 @@ def write_report(outs: Sequence[str], compare: bool, target: str | None, columns
     _write(target, html)
     message(f"report: {target}")
     if as_json:
-        print_json({**told, "file": os.path.abspath(target)})
+        print_json({**told, "file": _absolute(target)})
 
 
 def page_of_run(root: str) -> str | None:
     """Write the page of an output in which a run has just ended, unless the one that is there tells of it already; where it
     is. Whatever goes wrong, the run ended as it did."""
-    target = os.path.abspath(os.path.join(root, NAME))
+    target = _absolute(_in(root, NAME))
     try:
-        if _current(target, root):
+        if _current(root):
             return target
         made = _remembered(root)
         _write(target, render(made))
@@ -66,27 +66,36 @@ def page_of_run(root: str) -> str | None:
     return target
 
 
-def _current(target: str, root: str) -> bool:
+def _current(root: str) -> bool:
     """Whether a page was written since something last happened in the output."""
-    ends = [entry.ended or entry.began for ledger, _ in ledgers(root) for entry in invocations.read(ledger)]
-    with suppress(OSError):
-        return bool(ends) and os.path.getmtime(target) > max(ends)
-    return False
+    found = ledgers(root)
+    ends = [entry.ended or entry.began for ledger, _ in found for entry in invocations.read(ledger)]
+    written = found[0][0].store.modified(NAME)
+    return bool(ends) and written is not None and written > max(ends)
 
 
 def _remembered(root: str, columns: Sequence[str] = ()) -> Page:
     """The page; the run's digest is kept for the next one, where the output can be written."""
     made = page(root, columns)
     with suppress(BatchnlpError):
-        history.keep(LocalStore(root), made.digest)
+        history.keep(open_store(root), made.digest)
     return made
 
 
 def _write(target: str, html: bytes) -> None:
     if os.path.isdir(target):
         raise OutputError(f"cannot write {target}: it is a directory", "name a file with -o")
-    folder, name = os.path.split(os.path.abspath(target))
+    folder, _, name = _absolute(target).rpartition("/")
     try:
-        LocalStore(folder).replace(name, html)
+        open_store(folder or "/").replace(name, html)
     except OutputError as error:
         raise OutputError(error.message, "name another file with -o") from None
+
+
+def _in(root: str, name: str) -> str:
+    """A file of an output, which is a directory or a URI."""
+    return f"{root.rstrip('/')}/{name}" if "://" in root else os.path.join(root, name)
+
+
+def _absolute(target: str) -> str:
+    return target if "://" in target else os.path.abspath(target)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from batchnlp.cli.show import LiveLine, print_summary
+from batchnlp.data.store import open_store
 from batchnlp.engine.computing import RunResult
 from batchnlp.engine.driver import run_job
 from batchnlp.engine.retry import retry_job
@@ -39,4 +39,4 @@ def _page(out: str, *, anew: bool = False) -> str | None:
     """Where the page is; with `anew` only where there is one already."""
     from batchnlp.cli.report import NAME, page_of_run
 
-    return None if anew and not os.path.exists(os.path.join(out, NAME)) else page_of_run(out)
+    return None if anew and open_store(out).size(NAME) is None else page_of_run(out)

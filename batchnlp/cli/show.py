@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, TextIO, cast
@@ -83,9 +83,10 @@ def line_of(p: Progress) -> str:
 
 
 class LiveLine:
-    """One line that changes on a terminal; plain lines elsewhere."""
+    """One line that changes on a terminal; plain lines elsewhere. `line` makes it of what `update` is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, line: Callable[[Any], str] = line_of) -> None:
+        self._line = line
         self._console = console()
         self._live = Live("starting", console=self._console, transient=True, refresh_per_second=4)
         self._next, self._wait = FIRST_PLAIN, FIRST_PLAIN
@@ -98,40 +99,26 @@ class LiveLine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._live.stop()
 
-    def update(self, progress: Progress) -> None:
+    def update(self, progress: Any) -> None:
         """Draw or print."""
         if progress.message and not logs_json():
             self._console.print(Text(progress.message))
         elif progress.message:
             message(progress.message)
         if self._live.is_started:
-            self._live.update(Text(line_of(progress), overflow="ellipsis", no_wrap=True))
+            self._live.update(Text(self._line(progress), overflow="ellipsis", no_wrap=True))
         elif progress.seconds >= self._next:
-            message(line_of(progress), progress=asdict(progress))
+            message(self._line(progress), progress=asdict(progress))
             self._wait = min(self._wait * 1.5, LAST_PLAIN)
             self._next = progress.seconds + self._wait
 
 
 def print_summary(r: RunResult) -> None:
     """How the run went, on stderr."""
-    s = r.seconds
-    total = f"{many(r.rows, 'row')} = {many(r.rows - r.dead, 'result')} + {many(r.dead, 'dead letter')}"
-    lines = [f"{r.status}: {total} in {r.output}"]
-    if r.message:
-        lines.append(r.message)
-    if r.codes:
-        lines.append("dead letters: " + ", ".join(f"{code} {n:,}" for code, n in sorted(r.codes.items())))
-    if r.shards:
-        took = r.resolved
-        lines += [
-            f"{r.docs_per_second:,.1f} docs/s · {r.tokens_per_second:,.0f} tokens/s · padding {r.padding:.1%} · "
-            f"device busy {r.device_busy:.0%} · {took['replicas']} x {took['device']} · {took['why']}",
-            f"start-up {s['start']:.1f} s · encode {s['encode']:.1f} s · forward {s['forward']:.1f} s · "
-            f"write {s['write']:.1f} s · idle {s['idle']:.1f} s · total {s['total']:.1f} s "
-            "(stages overlap)",
-        ]  # fmt: skip
-    lines += r.notes
-    lines += [sink_line(sink) for sink in r.sinks]
+    gates = [verdict["why"] for verdict in r.evaluation.get("gates", ())]
+    lines = [*_counts(r), *_speed(r), *r.notes, *gates, *map(sink_line, r.sinks)]
+    if r.cached:
+        lines.append(f"from the cache: {many(r.cached, 'row')}")
     if r.resumed:
         lines.append(f"shards: {r.resumed:,} done before, {r.shards:,} now")
     if r.replaced:
@@ -143,6 +130,38 @@ def print_summary(r: RunResult) -> None:
         message(line)
 
 
+def _counts(r: RunResult) -> Iterator[str]:
+    total = f"{many(r.rows, 'row')} = {many(r.rows - r.dead - r.reused, 'result')} + {many(r.dead, 'dead letter')}"
+    if r.changes:
+        total += f" + {r.reused:,} that stand; {r.deleted:,} deleted"
+    yield f"{r.status}: {total} in {r.output}"
+    if r.message:
+        yield r.message
+    if r.changes:
+        yield "changes: " + ", ".join(f"{n:,} {reason.replace('_', ' ')}" for reason, n in reasons_of(r.changes))
+    if r.codes:
+        yield "dead letters: " + ", ".join(f"{code} {n:,}" for code, n in sorted(r.codes.items()))
+
+
+def _speed(r: RunResult) -> Iterator[str]:
+    if not r.shards:
+        return
+    took, s = r.resolved, r.seconds
+    yield (
+        f"{r.docs_per_second:,.1f} docs/s · {r.tokens_per_second:,.0f} tokens/s · padding {r.padding:.1%} · "
+        f"device busy {r.device_busy:.0%} · {took['replicas']} x {took['device']} · {took['why']}"
+    )
+    yield (
+        f"start-up {s['start']:.1f} s · encode {s['encode']:.1f} s · forward {s['forward']:.1f} s · "
+        f"write {s['write']:.1f} s · idle {s['idle']:.1f} s · total {s['total']:.1f} s (stages overlap)"
+    )
+
+
+def reasons_of(changes: Mapping[str, int]) -> list[tuple[str, int]]:
+    """What has become of the rows of a corpus, without their sum."""
+    return [(reason, n) for reason, n in changes.items() if reason != "rows"]
+
+
 def sink_line(sink: Mapping[str, Any]) -> str:
     """What a warehouse was given."""
     name = f"{sink['kind']} {sink['table']}"
@@ -150,7 +169,8 @@ def sink_line(sink: Mapping[str, Any]) -> str:
         return f"{name}: not loaded: {sink['message']}"
     if sink["status"] == "held":
         return f"{name}: holds these results already"
-    return f"{name}: {sink['rows']:,} rows loaded in {duration(sink['seconds'])}"
+    deleted = f", {sink['deleted']:,} deleted" if sink.get("deleted") else ""
+    return f"{name}: {sink['rows']:,} rows loaded{deleted} in {duration(sink['seconds'])}"
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

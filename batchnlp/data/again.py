@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchnlp.data.collect import read_dead
+from batchnlp.data.commits import DEAD
 from batchnlp.data.ledger import Ledger
 from batchnlp.data.parts import shard_name
 from batchnlp.errors import CorruptError
@@ -49,7 +50,7 @@ def put_away(ledger: Ledger, parts: Iterable[Part]) -> None:
     for part in parts:
         for layer in part.layers[:-1] if isinstance(part, Retried) else ():
             for file in layer.files:
-                if file.kind == "dead" and os.path.exists(ledger.store.path(file.name)):
+                if file.kind in DEAD and ledger.store.size(file.name) is not None:
                     ledger.store.publish(file.name, f"{ledger.control}/resolved/{os.path.basename(file.name)}")
                     ledger.store.remove(file.name)
 

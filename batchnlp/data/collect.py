@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import Ledger, open_ledgers
 from batchnlp.data.parts import DEAD_SCHEMA, ROW_GROUP
 from batchnlp.data.store import explain_full, fsync, temporary_in
@@ -36,9 +37,10 @@ def read_part(ledger: Ledger, part: Part) -> pa.Table | None:
     """The results of one shard in input order; None where all its rows are dead letters."""
     if not isinstance(part, Retried):
         return _read_rows(ledger, part)
-    retries = part.layers[1:]
+    first, retries = part.layers[0], part.layers[1:]
     orders = [_read(ledger, layer, file) for layer in retries for file in layer.files if file.kind == "order"]
-    untouched = np.ones(part.rows, bool)
+    letters = sum(file.rows for file in first.files if file.kind == "dead")  # one may stand for several lost rows
+    untouched = np.ones(first.ok + letters, bool)
     for order in orders:
         untouched[np.asarray(order["place"])] = False
     found = [np.flatnonzero(untouched), *(np.asarray(o["place"])[np.asarray(o["file"]) >= 0] for o in orders)]
@@ -63,7 +65,16 @@ def _read_rows(ledger: Ledger, part: Part) -> pa.Table | None:
 
 def read_dead(ledger: Ledger, part: Part) -> pa.Table | None:
     """The dead letters of one shard in input order; None where it has none."""
-    return next((_read(ledger, part, f) for f in part.files if f.kind == "dead"), None)
+    table = next((_read(ledger, part, f) for f in part.files if f.kind == "dead"), None)
+    if table is not None and "rows" not in table.column_names:  # written before letters stood for several rows
+        table = table.append_column(DEAD_SCHEMA.field("rows"), pa.array([1] * len(table), pa.int64()))
+    return table
+
+
+def read_deletes(ledger: Ledger) -> Iterator[pa.Table]:
+    """Of a log of changes the rows that a run takes away; they come before those that it brings."""
+    hint = f"remove {ledger.store.path(ledger.control)}/manifest.json and run the job again; it is written anew"
+    return (_whole(ledger, file, hint) for file in deletes(ledger))
 
 
 def read_columns(ledger: Ledger, part: Part, columns: Sequence[str], rows: int | None = None) -> Iterator[pa.Table]:
@@ -75,12 +86,18 @@ def read_columns(ledger: Ledger, part: Part, columns: Sequence[str], rows: int |
 def _read(
     ledger: Ledger, part: Part, file: PartFile, columns: Sequence[str] | None = None, rows: int | None = None
 ) -> pa.Table:
-    path, hint = ledger.store.path(file.name), ledger.redo_hint(part.shard)
+    return _whole(ledger, file, ledger.redo_hint(part.shard), columns, rows)
+
+
+def _whole(
+    ledger: Ledger, file: PartFile, hint: str, columns: Sequence[str] | None = None, rows: int | None = None
+) -> pa.Table:
+    path = ledger.store.path(file.name)
     if damage := ledger.damage(file):
         raise CorruptError(f"{path} {damage}", hint)
     try:
         # Not as a data set: the key=value folders are columns in the file already.
-        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+        with ledger.store.open(file.name) as handle, pq.ParquetFile(handle, page_checksum_verification=True) as parquet:
             wanted = None if columns is None else list(columns)
             if rows is None:
                 return parquet.read(wanted)
@@ -96,6 +113,8 @@ def tables(root: str, read: Callable[[Ledger, Part], pa.Table | None] = read_par
     """The results (or what else `read` finds in a shard) of all live runs of an output, in input order, a shard at a
     time."""
     for ledger in open_ledgers(root):
+        if read is read_part:
+            yield from read_deletes(ledger)
         commits = ledger.commits()
         for index in sorted(commits):
             table = read(ledger, commits[index])

@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchnlp.data.store import LocalStore
+from batchnlp.data.store import Store
 from batchnlp.types import Part, Retried
+
+DEAD = ("dead", "text")  # kinds of files that tell of documents without a result
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class Tally:
     dead: int = 0
     tokens: int = 0
     executed: int = 0
+    cached: int = 0
     forward: float = 0.0  # seconds
     codes: Counter[str] = field(default_factory=Counter)
     notes: set[str] = field(default_factory=set)  # what the backends had to say, each once
@@ -54,9 +57,15 @@ class Tally:
         self.dead += part.dead
         self.tokens += part.tokens
         self.executed += part.executed
+        self.cached += part.cached
         self.forward += part.seconds.get("forward", 0.0)
         self.codes.update(part.codes)
         self.notes.add(part.note)
+
+    @property
+    def failed(self) -> int:
+        """Dead letters that count against the limit: all but those that the job itself asked for."""
+        return self.dead - self.codes["duplicate_id"]
 
     def sums(self) -> dict[str, Any]:
         """As manifests and results tell them."""
@@ -72,11 +81,12 @@ def merged(layers: Sequence[Part]) -> Part:
     seconds: Counter[str] = Counter()
     for layer in layers:
         seconds.update(layer.seconds)
-    files = [file for layer in layers for file in layer.files if file.kind != "dead" or layer is last]
+    files = [file for layer in layers for file in layer.files if file.kind not in DEAD or layer is last]
     return Retried(
         first.shard, last.attempt, first.rows, first.rows - last.dead, last.dead, first.ids_hash, tuple(files),
         sum(layer.tokens for layer in layers), sum(layer.executed for layer in layers), dict(seconds), last.codes,
-        last.note or first.note, last.after, last.invocation, last.committed, tuple(layers),
+        last.note or first.note, sum(layer.cached for layer in layers), last.after, last.invocation, last.committed,
+        tuple(layers),
     )  # fmt: skip
 
 
@@ -117,7 +127,7 @@ class Segments:
 
     size = 4096  # shards of a segment
 
-    def __init__(self, store: LocalStore, control: str) -> None:
+    def __init__(self, store: Store, control: str) -> None:
         self._store, self._control = store, control
         self._last: tuple[int, list[bytes]] = (-1, [])  # the segment that was read last: parts are read in order
 

@@ -3,12 +3,15 @@
     OUT/_batchnlp/current.json                      the fingerprints whose results are live
     OUT/_batchnlp/<fingerprint>/plan.json           created once: the shards, and what every `auto` became
                                /staging/<shard>.<attempt>/   what workers write, swept when it does not count
+                               /repeats.parquet      rows whose id is there before them, found with the plan
                                /commits/<shard>.json         created exclusively: this makes an attempt count
                                /segments/<first>.jsonl       whole ranges of commits, compacted when a run is resumed
                                /dead/, /order/               dead letters, row order of partitioned parts
+                               /gone.parquet, /deletes.json  of an incremental run: ids that are no more, their published file
                                /manifest.json                the sums, all files with size and checksum
                                /commits/r<g>-<shard>.json    of the g-th retry: its dead letters, tried again
                                /manifest-<g>.json, /resolved/   what a later retry has replaced
+    OUT/_batchnlp/state/<recipe8>/                  what incremental runs know of the rows of their corpus
     OUT/part-<shard>-<fp8>.parquet                  published: links to the committed files
     OUT/_SUCCESS                                    last
 
@@ -22,8 +25,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, astuple, replace
 from typing import Any
 
@@ -32,8 +35,10 @@ import pyarrow as pa
 from batchnlp import failpoints
 from batchnlp.data import manifests
 from batchnlp.data.commits import Commits, Segments, Tally, merged
-from batchnlp.data.parts import part_from_json, shard_name, staging_folder
-from batchnlp.data.store import CONTROL, LocalStore, sha256_file, to_json
+from batchnlp.data.control import damaged, read_tree
+from batchnlp.data.deletes import deletes
+from batchnlp.data.parts import part_from_json, shard_name, staging_folder, write_parquet
+from batchnlp.data.store import CONTROL, LocalStore, Store, open_store, sha256_of, to_json
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import InputFile, Part, PartFile, Plan, Resolved, Segment, Shard
 
@@ -46,7 +51,7 @@ FOLDERS = ("commits", "segments", "staging")  # of shards that are done or under
 class Ledger:
     """The control directory of one run; of a retry that is under way, its commits alone."""
 
-    def __init__(self, store: LocalStore, fingerprint: str, generation: int = 0) -> None:
+    def __init__(self, store: Store, fingerprint: str, generation: int = 0) -> None:
         self.store, self.fingerprint, self.generation = store, fingerprint, generation
         self.control = f"_batchnlp/{fingerprint}"
         self._segments = Segments(store, self.control)
@@ -73,21 +78,32 @@ class Ledger:
                 self._retries = max((int(name[1]) + 1 for name in kept if name), default=0)
         return self._retries
 
+    @property
+    def repeats(self) -> str:
+        """The file with the rows whose id is there before them, if there are any."""
+        return f"{self.control}/repeats.parquet"
+
     # --- the plan
 
-    def create_plan(self, plan: Plan, facts: dict[str, Any], resolved: Resolved, about: dict[str, Any]) -> None:
-        """Fix the plan; of two drivers one wins, and both go on with the winner's."""
+    def create_plan(
+        self, plan: Plan, facts: dict[str, Any], resolved: Resolved, about: dict[str, Any],
+        repeats: pa.Table | None = None,
+    ) -> None:  # fmt: skip
+        """Fix the plan; of two drivers one wins, and both go on with the winner's. `repeats`: the same for all of them."""
+        if repeats is not None and len(repeats):
+            with self.store.writing(self.repeats) as path:
+                write_parquet(repeats, path)
         schema = base64.b64encode(plan.schema.serialize().to_pybytes()).decode()
         tree = {
             "format": FORMAT, "fingerprint": plan.fingerprint, "facts": facts, "resolved": asdict(resolved),
-            "files": [asdict(f) for f in plan.files], "schema": schema, "rows": plan.rows,
+            "files": [asdict(f) for f in plan.files], "schema": schema, "rows": plan.rows, "repeats": plan.repeats,
             "shards": [[astuple(s) for s in shard.segments] for shard in plan.shards], **about,
         }  # fmt: skip
         self.store.create(f"{self.control}/plan.json", json.dumps(tree).encode())
 
     def plan_tree(self) -> dict[str, Any] | None:
         """plan.json as it is, or None when the run has not begun."""
-        return _read_tree(self.store, f"{self.control}/plan.json", self._afresh())
+        return read_tree(self.store, f"{self.control}/plan.json", self._afresh())
 
     def _afresh(self) -> str:
         return f"remove {self.store.path(self.control)} and run the job again; it begins anew"
@@ -97,15 +113,15 @@ class Ledger:
         tree = self.plan_tree()
         if tree is None:
             raise OutputError(f"{self.store.root} has no plan for run {self.run}", "run the job first")
-        with _damaged(self.store.path(f"{self.control}/plan.json"), self._afresh()):
+        with damaged(self.store.path(f"{self.control}/plan.json"), self._afresh()):
             if tree["format"] != FORMAT:
-                raise OutputError(
-                    f"{self.store.root} was written by another version of batchnlp", "use a new output.path"
-                )
+                what = f"{self.store.root} was written by another version of batchnlp"
+                raise OutputError(what, "use a new output.path")
             files = tuple(_input_file(f) for f in tree["files"])
             shards = tuple(Shard(i, tuple(Segment(*s) for s in row)) for i, row in enumerate(tree["shards"]))
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(tree["schema"])))
-            return Plan(tree["fingerprint"], files, shards, schema), Resolved(**tree["resolved"])
+            plan = Plan(tree["fingerprint"], files, shards, schema, repeats=tree.get("repeats", 0))
+            return plan, Resolved(**tree["resolved"])
 
     # --- commits
 
@@ -137,7 +153,7 @@ class Ledger:
         if data is None:
             return None
         path = self._segments.path(shard)
-        with _damaged(path, "remove it and run the job again; its shards are computed anew"):
+        with damaged(path, "remove it and run the job again; its shards are computed anew"):
             return part_from_json(json.loads(data))
 
     def find(self, shard: int) -> Part | None:
@@ -156,10 +172,10 @@ class Ledger:
         if (part := self._compacted(shard)) is not None:
             return part
         name, hint = self._commit_name(shard), "remove it and run the job again; the shard is computed anew"
-        tree = _read_tree(self.store, name, hint)
+        tree = read_tree(self.store, name, hint)
         if tree is None:
             return self._compacted(shard)  # which may have happened just now
-        with _damaged(self.store.path(name), hint):
+        with damaged(self.store.path(name), hint):
             return part_from_json(tree)
 
     def _commit_name(self, shard: int) -> str:
@@ -171,10 +187,9 @@ class Ledger:
         Raises CorruptError where the part breaks the row contract or is not on disk as it says.
         """
         if part.rows != shard.rows or part.ok + part.dead != part.rows:
-            message = (
-                f"shard {shard.index} has {shard.rows} rows, its part {part.ok} results and {part.dead} dead letters"
-            )
-            raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
+            found = f"{shard.rows} rows, its part {part.ok} results and {part.dead} dead letters"
+            hint = "this is a fault of batchnlp; the shard was not committed"
+            raise CorruptError(f"shard {shard.index} has {found}", hint)
         folder = self._staging(part)
         failpoints.reach("commit")
         first = self.find(part.shard) is None and self._create_commit(part, folder, invocation)
@@ -186,9 +201,10 @@ class Ledger:
 
     def _create_commit(self, part: Part, folder: str, invocation: str) -> bool:
         for file in part.files:
-            path = self.store.path(f"{folder}/{file.name}")
-            if not os.path.isfile(path) or os.path.getsize(path) != file.size:
-                raise CorruptError(f"{path} is not there as written", "do all replicas see the same output directory?")
+            staged = f"{folder}/{file.name}"
+            if self.store.size(staged) != file.size:
+                hint = "do all replicas see the same output directory?"
+                raise CorruptError(f"{self.store.path(staged)} is not there as written", hint)
         name = self._commit_name(part.shard)
         made = replace(part, invocation=invocation, committed=time.time())
         if not self.store.create(name, to_json(asdict(made))):
@@ -205,23 +221,20 @@ class Ledger:
         """Link the committed files to where readers look. Idempotent."""
         folder = self._staging(part)
         for file in part.files:
-            target = self.store.path(file.name)
-            if not os.path.exists(self.store.path(f"{folder}/{file.name}")):
-                if damage := self.damage(file):
-                    raise CorruptError(f"{target} {damage}", self.redo_hint(part.shard))
+            staged = f"{folder}/{file.name}"
+            if self.store.size(staged) is None and not self.damage(file):
                 continue
             try:
-                self.store.publish(f"{folder}/{file.name}", file.name)
-            except FileNotFoundError:  # another driver published it and swept the staging folder meanwhile
-                if not os.path.exists(target):
-                    raise
+                self.store.publish(staged, file.name)
+            except FileNotFoundError:  # swept, by another driver perhaps, as it is once the file is published
+                if damage := self.damage(file):
+                    raise CorruptError(f"{self.store.path(file.name)} {damage}", self.redo_hint(part.shard)) from None
 
     def damage(self, file: PartFile) -> str:
         """What a look at a published file's name and size finds wrong with it."""
-        path = self.store.path(file.name)
-        if not os.path.isfile(path):
+        size = self.store.size(file.name)
+        if size is None:
             return "was committed and is gone"
-        size = os.path.getsize(path)
         return "" if size == file.size else f"has {size:,} bytes instead of {file.size:,}"
 
     def redo_hint(self, shard: int) -> str:
@@ -234,7 +247,10 @@ class Ledger:
     def recover(self, shards: Iterable[Shard], invocation: str, total: Tally | None = None) -> Commits:
         """After a crash: publish all commits again, adopt finished attempts that have none, sweep the rest; what is done
         is added to `total`."""
-        by_index, total = {shard.index: shard for shard in shards}, total or Tally()
+        with self.store.snapshot():
+            return self._recover({shard.index: shard for shard in shards}, invocation, total or Tally())
+
+    def _recover(self, by_index: Mapping[int, Shard], invocation: str, total: Tally) -> Commits:
         if not self.generation:
             self._segments.compact(self._loose(), self._commit_name)
         done = self.commits()
@@ -265,21 +281,25 @@ class Ledger:
         if part is None or name != f"{shard_name(part.shard, self.generation)}.{part.attempt}":
             return None
         try:
-            whole = all(sha256_file(self.store.path(f"{folder}/{f.name}")) == f.sha256 for f in part.files)
+            return part if all(self._sha256(f"{folder}/{f.name}") == f.sha256 for f in part.files) else None
         except OSError:
             return None
-        return part if whole else None
+
+    def _sha256(self, name: str) -> str:
+        with self.store.open(name) as handle:
+            return sha256_of(handle)
 
     # --- the end
 
     def finish(self, parts: Mapping[int, Part], about: dict[str, Any], *, success: bool) -> None:
         """Write the manifest, in the order of the shards. It can be written again; `_SUCCESS` follows in `settle`."""
         total = Tally()
-        with manifests.Writer(self.store, f"{self.control}/manifest.json") as manifest:
+        with self.store.snapshot(), manifests.Writer(self.store, f"{self.control}/manifest.json") as manifest:
             for part in parts.values():
                 self.publish(part)
                 total.add(part)
                 manifest.add({**asdict(file), "shard": part.shard} for file in part.files)
+            manifest.add({**asdict(file), "shard": None} for file in deletes(self))
             if not success and self.fingerprint in live(self.store):
                 self.store.remove(SUCCESS)  # before the manifest says otherwise
             failpoints.reach("manifest")
@@ -292,7 +312,7 @@ class Ledger:
     def adopt(self, generation: int) -> None:
         """From now on the commits of that retry count too; the manifest of before is kept under another name."""
         manifest, kept = f"{self.control}/manifest.json", f"{self.control}/manifest-{generation - 1}.json"
-        if os.path.exists(self.store.path(manifest)):
+        if self.store.size(manifest) is not None:
             self.store.publish(manifest, kept)
         self._retries = generation
 
@@ -305,13 +325,13 @@ class Ledger:
     def manifest(self, name: str = "") -> dict[str, Any] | None:
         """manifest.json (or an older one of that name), or None while the run is not complete."""
         name = name or f"{self.control}/manifest.json"
-        with _damaged(self.store.path(name), "run the job again; it is written anew"):
+        with damaged(self.store.path(name), "run the job again; it is written anew"):
             return manifests.read(self.store, name)
 
     def outcome(self) -> dict[str, Any] | None:
         """The manifest without its list of files, which may be long."""
         name = f"{self.control}/manifest.json"
-        with _damaged(self.store.path(name), "run the job again; it is written anew"):
+        with damaged(self.store.path(name), "run the job again; it is written anew"):
             return manifests.head(self.store, name)
 
     def succeeded(self) -> dict[str, Any] | None:
@@ -323,32 +343,27 @@ class Ledger:
 
     def complete(self) -> bool:
         """Whether there is a manifest, be it damaged."""
-        return os.path.exists(self.store.path(f"{self.control}/manifest.json"))
+        return self.store.size(f"{self.control}/manifest.json") is not None
 
     def begun(self) -> bool:
         """Whether there is more than a plan: a shard, or work on one."""
         return self.complete() or any(self.store.names(f"{self.control}/{name}") for name in FOLDERS)
 
 
-def sums(parts: Iterable[Part]) -> dict[str, Any]:
-    """What parts add up to."""
-    return Tally.of(parts).sums()
-
-
-def live(store: LocalStore) -> list[str]:
+def live(store: Store) -> list[str]:
     """The fingerprints whose results stand in this output, oldest first."""
     hint = 'write {"live": [...]} into it, with those folders beside it whose results are to stand'
-    tree = _read_tree(store, CURRENT, hint)
-    with _damaged(store.path(CURRENT), hint):
+    tree = read_tree(store, CURRENT, hint)
+    with damaged(store.path(CURRENT), hint):
         return list(tree["live"]) if tree else []
 
 
-def set_live(store: LocalStore, fingerprints: list[str]) -> None:
+def set_live(store: Store, fingerprints: list[str]) -> None:
     """Swap the list of live fingerprints."""
     store.replace(CURRENT, to_json({"live": fingerprints}))
 
 
-def settle(store: LocalStore) -> None:
+def settle(store: Store) -> None:
     """`_SUCCESS` is there if and only if every live run is complete and within its limit."""
     names = live(store)
     complete = [found for name in names if (found := Ledger(store, name).succeeded())]
@@ -361,37 +376,20 @@ def settle(store: LocalStore) -> None:
         store.replace(SUCCESS, to_json(tree))
 
 
-def fingerprints(store: LocalStore) -> list[str]:
+def fingerprints(store: Store) -> list[str]:
     """Every fingerprint that has a control directory here, live or not."""
     return [name for name in store.names("_batchnlp") if len(name) == 64]
 
 
-def open_ledgers(root: str) -> list[Ledger]:
+def open_ledgers(root: str | Store) -> list[Ledger]:
     """The live runs of an output, or OutputError where there is none."""
-    store = LocalStore(root)
+    store = open_store(root) if isinstance(root, str) else root
     found = [Ledger(store, fingerprint) for fingerprint in live(store)]
     if not found:
-        what = "is no directory" if not os.path.isdir(root) else "holds no run of batchnlp"
-        raise OutputError(f"{root} {what}", "give the output.path of a job")
+        missing = isinstance(store, LocalStore) and not os.path.isdir(store.root)
+        what = "is no directory" if missing else "holds no run of batchnlp"
+        raise OutputError(f"{root if isinstance(root, str) else root.root} {what}", "give the output.path of a job")
     return found
-
-
-def _read_tree(store: LocalStore, name: str, hint: str) -> dict[str, Any] | None:
-    """The object in a JSON file, or None where there is no such file."""
-    data = store.read(name)
-    if data is None:
-        return None
-    with _damaged(store.path(name), hint):
-        return dict(json.loads(data))
-
-
-@contextmanager
-def _damaged(path: str, hint: str) -> Iterator[None]:
-    """A control file that does not hold what we wrote into it."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise CorruptError(f"{path} is damaged: {type(error).__name__}: {error}", hint) from None
 
 
 def _input_file(tree: dict[str, Any]) -> InputFile:

@@ -1,31 +1,28 @@
 """One run at a time in one output, and nobody locked out by the dead.
 
 On the same host the holder is dead when its process is: pid, start time and boot id no longer match. Then the lock is
-taken over at once, under `flock`, so that of two takers one wins. From another host no process can be seen; the holder
-counts up every `BEAT` seconds, and who does not count for three beats, on the watcher's own monotonic clock, is dead.
-Clocks are never compared.
+taken over at once, under `flock` where there is one, so that of two takers one wins. From another host no process can
+be seen; the holder counts up every `BEAT` seconds, and who does not count for three beats, on the watcher's own monotonic
+clock, is dead. Clocks are never compared.
 
 This is courtesy, so that two runs do not do the same work. Safety comes from exclusive commits.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
 
-from batchnlp.data.store import LocalStore, explain_full, to_json
+from batchnlp.data.store import Store, to_json
 from batchnlp.errors import BatchnlpError, LockedError
 
 NAME = "_batchnlp/lock.json"
@@ -86,7 +83,7 @@ def _boot_id() -> str:
 class Lock:
     """Held from `acquire` to `release`; a thread counts the beats."""
 
-    def __init__(self, store: LocalStore, invocation: str) -> None:
+    def __init__(self, store: Store, invocation: str) -> None:
         self._store = store
         self._mine = Holder.me(invocation)
         self._taken = False
@@ -96,13 +93,16 @@ class Lock:
     def acquire(self) -> None:
         """Take the lock, or LockedError naming the holder."""
         with self._guard():
-            held = self._read()
-            if held is not None and held.here():
-                if held.alive():
-                    raise _locked(self._store.root, held)
-                held = None
-            if held is None:
-                self._write()
+            held: Holder | None = None
+            self._taken = True  # it may be ours from now on: `release` looks
+            if not self._store.create(NAME, to_json(asdict(self._mine))):
+                held = self._read()
+                if held is not None and held.here():
+                    if held.alive():
+                        raise _locked(self._store.root, held)
+                    held = None
+                if held is None:
+                    self._take()
         if held is not None:
             self._outwait(held)
         self._thread.start()
@@ -131,7 +131,7 @@ class Lock:
             now = self._read()
             if now is not None and (now.invocation, now.beat) != (held.invocation, held.beat):
                 raise _locked(self._store.root, now)
-            self._write()
+            self._take()
 
     def _count(self) -> None:
         while not self._released.wait(BEAT):
@@ -146,27 +146,22 @@ class Lock:
     def _read(self) -> Holder | None:
         return _holder(self._store)
 
+    def _take(self) -> None:
+        """Take the lock of a dead holder; without a guard the last one who does so has it."""
+        self._write()
+        now = self._read()
+        if now is not None and now.invocation != self._mine.invocation:
+            raise _locked(self._store.root, now)
+
     def _write(self) -> None:
-        self._taken = True
         self._store.replace(NAME, to_json(asdict(self._mine)))
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def _guard(self) -> AbstractContextManager[None]:
         """Between processes of one host: who looks and then writes is alone."""
-        path = self._store.path(NAME + ".guard")
-        with explain_full(self._store.root):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            handle = open(path, "a")  # noqa: SIM115 - closed right below; only the opening is explained
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                    raise  # a file system without flock: then two that look at the same moment both find it free
-            yield
+        return self._store.guard(NAME)
 
 
-def _holder(store: LocalStore) -> Holder | None:
+def _holder(store: Store) -> Holder | None:
     data = store.read(NAME)
     try:
         return Holder(**json.loads(data)) if data else None
@@ -174,7 +169,7 @@ def _holder(store: LocalStore) -> Holder | None:
         return None  # a torn lock is nobody's
 
 
-def running(store: LocalStore) -> Holder | None:
+def running(store: Store) -> Holder | None:
     """Who works in this output, as far as can be seen from this host without waiting."""
     held = _holder(store)
     return held if held is not None and (not held.here() or held.alive()) else None

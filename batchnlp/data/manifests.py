@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from batchnlp.data.store import LocalStore, explain_full
+from batchnlp.data.store import Store, explain_full
 
 FILES = b'"files": ['
 
@@ -19,11 +19,10 @@ FILES = b'"files": ['
 class Writer:
     """Takes the files one after the other and the rest at the end; they wait in a temporary file."""
 
-    def __init__(self, store: LocalStore, name: str) -> None:
+    def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
-        folder = os.path.dirname(store.path(name))
-        with explain_full(store.root):
-            os.makedirs(folder, exist_ok=True)
+        folder = store.scratch(os.path.dirname(name))
+        with explain_full(folder):
             self._lines: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
         self._any = False
 
@@ -57,7 +56,7 @@ class Writer:
         yield b"\n]}\n"
 
 
-def read(store: LocalStore, name: str) -> dict[str, Any] | None:
+def read(store: Store, name: str) -> dict[str, Any] | None:
     """All of it, None where there is none. Raises ValueError, LookupError or TypeError where it is damaged."""
     data = store.read(name)
     if data is None:
@@ -66,10 +65,10 @@ def read(store: LocalStore, name: str) -> dict[str, Any] | None:
     return {**_checked(tree), "files": [dict(file) for file in tree["files"]]}
 
 
-def head(store: LocalStore, name: str) -> dict[str, Any] | None:
+def head(store: Store, name: str) -> dict[str, Any] | None:
     """All but the files; None and errors as above."""
     try:
-        with open(store.path(name), "rb") as handle:
+        with store.open(name) as handle:
             lines: list[bytes] = []
             for line in handle:
                 if line.startswith(FILES):

@@ -1,7 +1,8 @@
 """One shard's results as files in a staging directory, `part.json` last: a part without it was never finished.
 
 Results are Parquet with zstd and page checksums (without them a damaged page can come back as wrong text and no error).
-Dead letters are Parquet too; they carry the id, the place and a hash of the text, never the text.
+Dead letters are Parquet too; they carry the id, the place and a hash of the text. The text itself is written only where the
+job asks for it, into a file of its own that its owner alone can read.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchnlp import failpoints
-from batchnlp.data.store import LocalStore, explain_full, fsync, sha256_file, to_json
-from batchnlp.types import Docs, Failure, InputFile, Int32, Part, PartFile
+from batchnlp.data.store import Store, sha256_of, to_json
+from batchnlp.types import OP, Docs, Failure, InputFile, Int32, Part, PartFile
 
 ROW_GROUP = 120_000
-LATER = ("note", "after", "invocation", "committed")  # fields that older parts do not have
+LATER = ("note", "cached", "after", "invocation", "committed")  # fields that older parts do not have
 LONGEST_NAME = 180  # bytes of a quoted partition value; file systems take 255 for key=value
 
 DEAD_SCHEMA = pa.schema([
@@ -37,7 +38,11 @@ DEAD_SCHEMA = pa.schema([
     pa.field("message", pa.string()),
     pa.field("attempts", pa.int32()),
     pa.field("text_sha256", pa.string()),
+    pa.field("rows", pa.int64()),  # that it stands for: 1, or those lost together in a damaged file
 ])  # fmt: skip
+
+
+TEXT_SCHEMA = pa.schema([*(DEAD_SCHEMA.field(n) for n in ("id", "file", "row")), pa.field("text", pa.large_string())])
 
 
 def ids_hash(ids: pa.Array | pa.ChunkedArray) -> int:
@@ -73,50 +78,79 @@ def dead_table(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFil
             "id": ids[doc].as_py(), "file": files[docs.file[doc]].name, "row": int(docs.row[doc]),
             "line": line if line > 0 else None, "stage": f.stage, "code": f.code, "message": f.message[:500],
             "attempts": f.attempts, "text_sha256": None if text is None else hashlib.sha256(text.encode()).hexdigest(),
+            "rows": f.rows,
         })  # fmt: skip
     return pa.Table.from_pylist(rows, DEAD_SCHEMA)
 
 
+def _by_code(dead: pa.Table) -> dict[str, int]:
+    """Rows of each reason."""
+    counts: Counter[str] = Counter()
+    for code, rows in zip(dead["code"].to_pylist(), dead["rows"].to_pylist(), strict=True):
+        counts[code] += rows or 1
+    return dict(counts)
+
+
+def dead_texts(docs: Docs, failures: Iterable[Failure], files: Sequence[InputFile]) -> pa.Table:
+    """The texts of dead letters that have one, in row order."""
+    ids = docs.ids.cast(pa.string())
+    rows = [
+        {"id": ids[doc].as_py(), "file": files[docs.file[doc]].name, "row": int(docs.row[doc]), "text": text}
+        for doc in sorted({failure.doc for failure in failures})
+        if (text := docs.text_at(doc)) is not None
+    ]
+    return pa.Table.from_pylist(rows, TEXT_SCHEMA)
+
+
+def is_log(schema: pa.Schema) -> bool:
+    """Whether results are a log of changes, whose last columns say which run changes a row, and how."""
+    return bool(schema.names[-1:] == [OP])
+
+
+def log_columns(schema: pa.Schema, rows: int, op: str) -> list[pa.Array]:
+    """The last columns of a log of changes; none of other results."""
+    if not is_log(schema):
+        return []
+    revision = int((schema.metadata or {}).get(b"batchnlp.revision", b"0"))
+    return [pa.repeat(pa.scalar(revision, pa.int32()), rows), pa.repeat(op, rows)]
+
+
 def write_parquet(table: pa.Table, path: str) -> None:
     """Write a table as all our files are written."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     pq.write_table(table, path, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
 
 
 class PartWriter:
     """Writes the parts of one run."""
 
-    def __init__(self, store: LocalStore, fingerprint: str, partition_by: Sequence[str], generation: int = 0) -> None:
+    def __init__(self, store: Store, fingerprint: str, partition_by: Sequence[str], generation: int = 0) -> None:
         self._store, self._partition_by, self._generation = store, list(partition_by), generation
         self._control, self._fp8 = f"_batchnlp/{fingerprint}", fingerprint[:8]
 
     def write(
         self, shard: int, attempt: str, table: pa.Table, dead: pa.Table, measured: dict[str, Any],
-        order: Callable[[Int32], pa.Table] | None = None,
+        texts: pa.Table | None = None, order: Callable[[Int32], pa.Table] | None = None,
     ) -> Part:  # fmt: skip
         """Write all files of a shard, fsync them, then `part.json`. `measured` fills tokens, executed, seconds and note, and
-        in a retry `after`; `order` then tells the places of the results from which of the files each is in."""
-        folder = self._store.path(staging_folder(self._control, shard, attempt, self._generation))
-        with explain_full(self._store.root):
-            files = [self._file(folder, name, t, kind) for name, t, kind in self._tables(shard, table, dead, order)]
-            part = Part(
-                shard=shard, attempt=attempt, rows=len(table) + len(dead), ok=len(table), dead=len(dead),
-                ids_hash=f"{(ids_hash(table['id']) + ids_hash(dead['id'])) % 2**64:016x}", files=tuple(files),
-                codes=dict(Counter(dead["code"].to_pylist())), **measured,
-            )  # fmt: skip
-            os.makedirs(folder, exist_ok=True)
-            failpoints.reach("write")
-            path = os.path.join(folder, "part.json")
-            with open(path, "wb") as handle:
-                handle.write(to_json(asdict(part)))
-            fsync(path)
-            fsync(folder)
+        in a retry `after`; `order` then tells the places of the results from which of the files each is in. `texts` are those
+        of dead letters, if they are asked for."""
+        folder = staging_folder(self._control, shard, attempt, self._generation)
+        files = [self._file(folder, name, t, kind) for name, t, kind in self._tables(shard, table, dead, texts, order)]
+        lost = pc.sum(dead["rows"].fill_null(1), min_count=0).as_py()
+        part = Part(
+            shard=shard, attempt=attempt, rows=len(table) + lost, ok=len(table), dead=lost,
+            ids_hash=f"{(ids_hash(table['id']) + ids_hash(dead['id'])) % 2**64:016x}", files=tuple(files),
+            codes=_by_code(dead), **measured,
+        )  # fmt: skip
+        failpoints.reach("write")
+        self._store.replace(f"{folder}/part.json", to_json(asdict(part)))
         failpoints.reach("written")
         return part
 
     def _tables(
-        self, shard: int, table: pa.Table, dead: pa.Table, order: Callable[[Int32], pa.Table] | None
-    ) -> Iterator[tuple[str, pa.Table, Any]]:
+        self, shard: int, table: pa.Table, dead: pa.Table, texts: pa.Table | None,
+        order: Callable[[Int32], pa.Table] | None,
+    ) -> Iterator[tuple[str, pa.Table, Any]]:  # fmt: skip
         name = f"{shard_name(shard, self._generation)}-{self._fp8}.parquet"
         which = np.zeros(len(table), np.int32)
         if self._partition_by and len(table):
@@ -130,6 +164,8 @@ class PartWriter:
             yield f"{self._control}/order/order-{name}", places, "order"
         if len(dead):
             yield f"{self._control}/dead/dead-{name}", dead, "dead"
+        if texts is not None and len(texts):
+            yield f"{self._control}/dead/text-{name}", texts, "text"
 
     def _folders(self, table: pa.Table) -> tuple[list[str], Int32]:
         """A folder for each combination of values, and which of them each row goes to."""
@@ -137,10 +173,10 @@ class PartWriter:
         return values.tolist(), which.astype(np.int32)
 
     def _file(self, folder: str, name: str, table: pa.Table, kind: Any) -> PartFile:
-        path = os.path.join(folder, name)
-        write_parquet(table, path)
-        fsync(path)
-        return PartFile(name, len(table), os.path.getsize(path), sha256_file(path), kind)
+        with self._store.writing(f"{folder}/{name}", private=kind == "text") as path:
+            write_parquet(table, path)
+            with open(path, "rb") as handle:
+                return PartFile(name, len(table), os.path.getsize(path), sha256_of(handle), kind)
 
 
 def shard_name(shard: int, generation: int = 0) -> str:
@@ -154,7 +190,7 @@ def staging_folder(control: str, shard: int, attempt: str, generation: int = 0) 
 
 
 def partition_folders(table: pa.Table, keys: list[str]) -> list[str]:
-    """`key=value/key=value` of each row; values are quoted, so that none can leave the output."""
+    """`key=value/key=value` of each row, nothing without keys; values are quoted, so that none can leave the output."""
     parts = []
     for key in keys:
         values = pc.dictionary_encode(table[key].cast(pa.string()), null_encoding="encode").combine_chunks()

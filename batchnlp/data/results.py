@@ -12,7 +12,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers
-from batchnlp.data.store import sha256_file
+from batchnlp.data.parts import is_log
+from batchnlp.data.store import sha256_of
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import PartFile
 
@@ -30,14 +31,21 @@ class Finished:
     generation: int  # 0, or how often dead letters were tried again
     schema: pa.Schema  # of the results, without metadata
     partition_by: tuple[str, ...]
-    files: tuple[PartFile, ...]  # those with results
+    files: tuple[PartFile, ...]  # those with results, and that of a log with deletes
+
+    @property
+    def log(self) -> bool:
+        """Whether it is a part of a log of changes."""
+        return is_log(self.schema)
 
     @classmethod
     def of(cls, ledger: Ledger) -> Finished:
         """Raises OutputError where the run is not complete, or over its limit."""
         manifest = ledger.manifest()
         if manifest is None or not manifest["success"]:
-            state = "not complete" if manifest is None else "over its limit of dead letters"
+            gates = (manifest or {}).get("gates")
+            failed = f"below its gates: {gates}" if gates else "over its limit of dead letters"
+            state = "not complete" if manifest is None else failed
             raise OutputError(f"run {ledger.run} in {ledger.store.root} is {state}", "run the job again, then load")
         tree, (plan, _) = ledger.plan_tree() or {}, ledger.plan()
         job = manifest.get("job") or tree.get("job") or ledger.store.root
@@ -64,14 +72,16 @@ class Finished:
         return _files(earlier)
 
     def paths(self, files: Sequence[PartFile]) -> list[str]:
-        """Where the files are; CorruptError where one is not as it was committed."""
+        """Where the files are on this host; CorruptError where one is not as it was committed."""
         return [self._whole(file) for file in files]
 
     def compare(self, files: Sequence[PartFile]) -> None:
         """For readers that do not check pages: CorruptError where a file is not byte by byte what was committed."""
         for file in files:
             path = self.ledger.store.path(file.name)
-            if sha256_file(path) != file.sha256:
+            with self.ledger.store.open(file.name) as handle:
+                whole = sha256_of(handle) == file.sha256
+            if not whole:
                 hint = f"batchnlp verify {self.ledger.store.root} tells what else is"
                 raise CorruptError(f"{path} is damaged: its checksum differs", hint)
 
@@ -79,13 +89,14 @@ class Finished:
         path = self.ledger.store.path(file.name)
         hint = f"batchnlp verify {self.ledger.store.root} tells what is damaged"
         try:
-            with pq.ParquetFile(path) as parquet:
+            local = self.ledger.store.local(file.name)
+            with pq.ParquetFile(local) as parquet:
                 rows = parquet.metadata.num_rows
         except (OSError, pa.ArrowException) as error:
             raise CorruptError(f"{path} cannot be read: {' '.join(str(error).split())}", hint) from None
         if rows != file.rows:
             raise CorruptError(f"{path} has {rows:,} rows instead of {file.rows:,}", hint)
-        return path
+        return local
 
 
 def finished(root: str) -> list[Finished]:
@@ -127,4 +138,4 @@ def _generation(manifest: dict[str, Any]) -> int:
 def _files(manifest: dict[str, Any]) -> tuple[PartFile, ...]:
     fields = PartFile.__dataclass_fields__
     files = [PartFile(**{name: tree[name] for name in fields}) for tree in manifest["files"]]
-    return tuple(file for file in files if file.kind == "rows" and file.rows)
+    return tuple(file for file in files if file.kind in ("rows", "delete") and file.rows)

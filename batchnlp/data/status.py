@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeVar
 
 from batchnlp.data.commits import Tally
+from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import Ledger, fingerprints, open_ledgers
 from batchnlp.data.lock import running
 from batchnlp.errors import CorruptError, OutputError
@@ -21,7 +22,7 @@ NAMED = 3  # lost or damaged result files that are named; the rest is counted
 class Status:
     """Where a run stands. Filled by `status_of`; None where a damaged plan hides it."""
 
-    status: str  # done, failed (over the limit), incomplete, running (...), damaged
+    status: str  # done, failed (over the limit, or below a gate), incomplete, running (...), damaged
     run: str
     job: str | None
     output: str
@@ -35,7 +36,10 @@ class Status:
     dead_letters: str  # the folder they are in
     live: bool
     retries: int  # times that dead letters were tried again
+    gates: str = ""  # those that are not kept
     damage: list[str] = field(default_factory=list)
+    changes: dict[str, int] = field(default_factory=dict)  # of an incremental run: all rows of the corpus by reason
+    deleted: int = 0  # ids that have no result any more
 
 
 def ledgers(root: str) -> list[tuple[Ledger, bool]]:
@@ -48,6 +52,11 @@ def ledgers(root: str) -> list[tuple[Ledger, bool]]:
 
 def status_of(ledger: Ledger, live: bool, watch: Callable[[Part], None] = lambda part: None) -> Status:
     """What is known of a run; `watch` sees every committed part on the way, in the order of the shards."""
+    with ledger.store.snapshot():
+        return _status_of(ledger, live, watch)
+
+
+def _status_of(ledger: Ledger, live: bool, watch: Callable[[Part], None]) -> Status:
     damage: list[str] = []
     tree = read(ledger.plan_tree, damage) or {}
     plan, _ = (read(ledger.plan, damage) if tree or not damage else None) or (None, None)
@@ -66,7 +75,9 @@ def status_of(ledger: Ledger, live: bool, watch: Callable[[Part], None] = lambda
     return Status(
         "damaged" if damage else state, ledger.run, tree.get("job"), ledger.store.root,
         len(plan.shards) if plan else None, total.shards, plan.rows if plan else None, total.rows, total.ok, total.dead,
-        dict(total.codes), ledger.store.path(f"{ledger.control}/dead"), live, ledger.retries, damage,
+        dict(total.codes), ledger.store.path(f"{ledger.control}/dead"), live, ledger.retries,
+        str((manifest or {}).get("gates") or ""), damage,
+        tree.get("changes") or {}, sum(file.rows for file in read(partial(deletes, ledger), damage) or ()),
     )  # fmt: skip
 
 

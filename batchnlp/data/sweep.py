@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from contextlib import suppress
 
-from batchnlp.data.ledger import Ledger
+from batchnlp.data.deletes import deletes
+from batchnlp.data.ledger import Ledger, fingerprints
 from batchnlp.data.lock import NAME as LOCK
-from batchnlp.data.store import CONTROL, TEMPORARY, LocalStore
+from batchnlp.data.store import CONTROL, Store, published_or_control
+from batchnlp.errors import CorruptError
 
 DROPPED = ".dropped-"
 OLD = 3600.0  # seconds after which nobody writes a temporary file any more: it takes milliseconds
@@ -18,33 +19,32 @@ OLD = 3600.0  # seconds after which nobody writes a temporary file any more: it 
 def drop(ledger: Ledger) -> None:
     """Remove a run's published files and its control directory.
 
-    The directory is renamed first: a crash in between must not leave half of it to a later run of the same job.
+    The directory is renamed first, or noted where nothing can be renamed: a crash in between must not leave half of it to
+    a later run of the same job.
     """
-    store = ledger.store
-    if os.path.isdir(store.path(ledger.control)):
-        os.rename(store.path(ledger.control), store.path(f"{CONTROL}/{DROPPED}{ledger.fingerprint}"))
-    sweep_dropped(store)
+    dropped = f"{CONTROL}/{DROPPED}{ledger.fingerprint}"
+    if not ledger.store.set_aside(ledger.control, dropped):
+        ledger.store.replace(dropped, b"")
+    sweep_dropped(ledger.store)
 
 
-def sweep_dropped(store: LocalStore) -> None:
+def sweep_dropped(store: Store) -> None:
     """Remove the files of dropped runs; also those that a crash left half removed."""
     for name in store.names(CONTROL):
         if name.startswith(DROPPED):
-            sweep_unnamed(Ledger(store, name.removeprefix(DROPPED)))
+            ledger = Ledger(store, name.removeprefix(DROPPED))
+            if store.size(f"{CONTROL}/{name}") is not None:  # a note, and not the directory itself
+                store.remove(ledger.control)
+            sweep_unnamed(ledger)
             store.remove(f"{CONTROL}/{name}")
 
 
-def sweep_temporary(store: LocalStore) -> None:
-    """Remove temporary files that a crash left, by the file system's own clock: that of the lock, just written."""
-    try:
-        now = os.stat(store.path(LOCK)).st_mtime
-    except FileNotFoundError:
+def sweep_temporary(store: Store, seconds: float = OLD) -> None:
+    """Remove what writers left that were cut off in the middle, if that is long ago by the store's own clock."""
+    if store.modified(LOCK) is None:
         return  # it is not ours any more
-    for folder, names in _folders(store):
-        for name in (name for name in names if name.startswith(TEMPORARY)):
-            with suppress(FileNotFoundError):
-                if now - os.stat(store.path(os.path.join(folder, name))).st_mtime > OLD:
-                    store.remove(os.path.join(folder, name))
+    for name in store.unfinished(seconds):
+        store.abandon(name)
 
 
 def sweep_unnamed(ledger: Ledger) -> None:
@@ -52,26 +52,59 @@ def sweep_unnamed(ledger: Ledger) -> None:
 
     What is listed before the commits are read was committed before it was published, or never.
     """
-    mine = re.compile(rf"part-(r\d+-)?\d+-{ledger.run}\.parquet")
-    listed = [os.path.join(folder, name) for folder, names in _folders(ledger.store) for name in names]
+    mine = re.compile(rf"part-((r\d+-)?\d+|delete)-{ledger.run}\.parquet")
+    folders = ledger.store.walk(published_or_control)
+    listed = [os.path.join(folder, name) for folder, names in folders for name in names]
     found = [name for name in listed if mine.fullmatch(os.path.basename(name))]
     named = {file.name for part in ledger.commits().values() for file in part.files} if found else set()
+    named |= {file.name for file in deletes(ledger)}
     for name in set(found) - named:
         ledger.store.remove(name)
-        _remove_empty(ledger.store, os.path.dirname(name))
+        ledger.store.prune(os.path.dirname(name))
 
 
-def _folders(store: LocalStore) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names of its files) below the output: where results are published, and the control files."""
-    for directory, inner, names in os.walk(store.root):
-        folder = os.path.relpath(directory, store.root)
-        folder = "" if folder == "." else folder
-        control = folder.split(os.sep)[0] == CONTROL
-        inner[:] = [name for name in inner if (name != "staging" if control else "=" in name or name == CONTROL)]
-        yield folder, names
+def orphans(store: Store, seconds: float) -> list[str]:
+    """Attempts in staging that nobody will ask for, if they are older than so many seconds by the store's own clock.
+
+    A finished attempt whose shard is open is none: the next resume adopts it.
+    """
+    attempts: dict[str, list[str]] = {}
+    for folder, names in store.walk(_to_staging):
+        steps = folder.split("/")
+        if steps[0] == CONTROL and len(steps) > 3:
+            attempts.setdefault("/".join(steps[:4]), []).extend(f"{folder}/{name}" for name in names)
+    now, ledgers = store.now(), {name: Ledger(store, name) for name in fingerprints(store)}
+    return sorted(
+        attempt
+        for attempt, names in attempts.items()
+        if not _wanted(ledgers.get(attempt.split("/")[1]), attempt, names)
+        and names
+        and all(now - (store.modified(name) or 0.0) > seconds for name in names)
+    )
 
 
-def _remove_empty(store: LocalStore, folder: str) -> None:
-    while folder and os.path.isdir(store.path(folder)) and not os.listdir(store.path(folder)):
-        os.rmdir(store.path(folder))
-        folder = os.path.dirname(folder)
+def _to_staging(folder: str, name: str) -> bool:
+    depth = len(folder.split("/")) if folder else 0
+    return name == CONTROL if depth == 0 else name == "staging" if depth == 2 else True
+
+
+def _wanted(ledger: Ledger | None, attempt: str, names: list[str]) -> bool:
+    found = re.fullmatch(r"(?:r(\d+)-)?(\d+)\..*", attempt.rpartition("/")[2])
+    generation = int(found[1] or 0) if found else 0
+    if ledger is None or not found or f"{attempt}/part.json" not in names or (ledger.complete() and not generation):
+        return False
+    with suppress(CorruptError):  # of a retry that has ended the commits are found, or its folder is gone
+        return Ledger(ledger.store, ledger.fingerprint, generation).find(int(found[2])) is None
+    return True
+
+
+def collect_garbage(store: Store, seconds: float, *, dry: bool = False) -> list[str]:
+    """Remove what is left of writers that died more than so many seconds ago; the names of what went, or would go."""
+    unfinished, attempts = store.unfinished(seconds), orphans(store, seconds)
+    if not dry:
+        sweep_dropped(store)
+        for name in unfinished:
+            store.abandon(name)
+        for name in attempts:
+            store.remove(name)
+    return [*unfinished, *attempts]

@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers, sums
-from batchnlp.data.parts import NULL_ID, hash_each
-from batchnlp.data.store import sha256_file
+from batchnlp.data.commits import Tally
+from batchnlp.data.deletes import deletes
+from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers
+from batchnlp.data.parts import NULL_ID, hash_each, is_log
+from batchnlp.data.store import Store, open_store, sha256_of
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import Part, PartFile, Plan, many
 
@@ -36,9 +38,15 @@ class Verdict:
 
 def verify(root: str) -> Verdict:
     """Check everything that can be checked without the input."""
+    return verify_store(open_store(root))
+
+
+def verify_store(store: Store) -> Verdict:
+    """The same for the output that `store` opens."""
     verdict = Verdict()
-    ledgers = open_ledgers(root)
-    hashes = [_check_run(ledger, verdict) for ledger in ledgers]
+    ledgers = open_ledgers(store)
+    with ledgers[0].store.snapshot():
+        hashes = [_check_run(ledger, verdict) for ledger in ledgers]
     _check_ids(ledgers, hashes, verdict)
     _check_success(ledgers, verdict)
     return verdict
@@ -77,7 +85,8 @@ def _check_run(ledger: Ledger, verdict: Verdict) -> Ids:
 
 def _check_ids(ledgers: list[Ledger], hashes: list[Ids], verdict: Verdict) -> None:
     """Ids that are there more than once, in a run or in several. Those of a source may be; generated ones must not."""
-    verdict.duplicate_ids = _duplicates(hashes)
+    log = _is_log(ledgers[-1])  # in which a row that changes comes again
+    verdict.duplicate_ids = sum(_duplicates([found]) for found in hashes) if log else _duplicates(hashes)
     generated: list[Ids] = []
     for ledger, found in zip(ledgers, hashes, strict=True):
         if not _generates_ids(ledger):
@@ -97,6 +106,13 @@ def _generates_ids(ledger: Ledger) -> bool:
         return False  # the plan is a problem already, or no ids were found
 
 
+def _is_log(ledger: Ledger) -> bool:
+    try:
+        return is_log(ledger.plan()[0].schema)
+    except (CorruptError, OutputError):
+        return False  # which is a problem already
+
+
 def _check_success(ledgers: list[Ledger], verdict: Verdict) -> None:
     """`_SUCCESS` says of all live runs together what their manifests say."""
     should = all(ledger.succeeded() for ledger in ledgers)
@@ -113,10 +129,18 @@ def _check_part(ledger: Ledger, part: Part, rows: int, hashes: list[Ids]) -> lis
     if part.rows != rows or part.ok + part.dead != rows:
         problems.append(f"{name}: {rows} rows in, {part.ok} results, {part.dead} dead letters")
     found: list[int] = []
+    counts = {"rows": 0, "dead": 0}
     for file in part.files:
         problems += _check_file(ledger, file)
-        if file.kind != "order" and not problems:
-            found += hash_each(pq.read_table(ledger.store.path(file.name), columns=["id"], partitioning=None)["id"])
+        if file.kind in counts and not problems:
+            with ledger.store.open(file.name) as handle, pq.ParquetFile(handle) as parquet:
+                several = file.kind == "dead" and "rows" in parquet.schema_arrow.names
+                table = parquet.read(columns=["id", "rows"] if several else ["id"])
+            found += hash_each(table["id"])
+            counts[file.kind] += sum(rows or 1 for rows in table["rows"].to_pylist()) if several else len(table)
+    if not problems and (counts["rows"], counts["dead"]) != (part.ok, part.dead):
+        what = f"{counts['rows']} results and {counts['dead']} dead letters, not {part.ok} and {part.dead}"
+        problems.append(f"{name}: its files hold {what}")
     if not problems and f"{sum(found) % 2**64:016x}" != part.ids_hash:
         problems.append(f"{name}: the ids are not those that went in")
     hashes.append(np.array([one for one in found if one != NULL_ID], np.uint64))
@@ -128,19 +152,26 @@ def _check_file(ledger: Ledger, file: PartFile) -> list[str]:
     if damage := ledger.damage(file):
         return [f"{path} {damage}"]
     try:
-        whole = sha256_file(path) == file.sha256
+        with ledger.store.open(file.name) as handle:
+            whole = sha256_of(handle) == file.sha256
     except OSError as error:
         return [f"{path} cannot be read: {error.strerror}"]
     return [] if whole else [f"{path} is damaged: its checksum differs"]
 
 
 def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: Verdict) -> None:
-    total = sums(commits.values())
+    total = Tally.of(commits.values()).sums()
+    changes = (ledger.plan_tree() or {}).get("changes")
+    if changes is not None and plan.rows + changes["unchanged"] != changes["rows"]:
+        what = f"{changes['rows']:,} rows in, {plan.rows:,} to compute and {changes['unchanged']:,} that stand"
+        verdict.problems.append(f"run {ledger.run}: {what}")
     verdict.rows += plan.rows
     verdict.ok += total["ok"]
     verdict.dead += total["dead"]
     verdict.files += sum(len(part.files) for part in commits.values())
     try:
+        deleted = deletes(ledger)
+        verdict.files += len(deleted)
         manifest = ledger.manifest()
     except CorruptError as error:
         verdict.problems.append(f"run {ledger.run}: {error}")
@@ -151,7 +182,9 @@ def _check_whole(ledger: Ledger, plan: Plan, commits: dict[int, Part], verdict: 
     if any(manifest[key] != total[key] for key in ("rows", "ok", "dead")) or manifest["rows"] != plan.rows:
         verdict.problems.append(f"run {ledger.run}: the manifest's sums are not those of the commits")
     listed = {(f.get("name"), f.get("sha256")) for f in manifest["files"]}
-    if listed != {(f.name, f.sha256) for part in commits.values() for f in part.files}:
+    for file in deleted:
+        verdict.problems += _check_file(ledger, file)
+    if listed != {(f.name, f.sha256) for f in [*(f for part in commits.values() for f in part.files), *deleted]}:
         verdict.problems.append(f"run {ledger.run}: the manifest lists other files than the commits")
 
 

@@ -9,16 +9,17 @@ from typing import Any
 import pyarrow as pa
 
 from batchnlp import registry
-from batchnlp.backends import device as devices
 from batchnlp.data.sources.columns import TURNS, is_turns
 from batchnlp.engine.computing import Listener, RunResult
 from batchnlp.engine.driver import run_job
+from batchnlp.engine.memory import answer
 from batchnlp.engine.planner import find_model
 from batchnlp.errors import SourceError
 from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
-from batchnlp.tasks.base import COUNT_FIELDS, Task, answers
-from batchnlp.types import Docs, Failure, nearest
+from batchnlp.tasks.base import COUNT_FIELDS, Task
+from batchnlp.types import Docs, Failure
+from batchnlp.words import nearest
 
 Job = JobSpec | Mapping[str, Any] | str | os.PathLike[str]
 
@@ -31,8 +32,8 @@ def as_spec(job: Job) -> JobSpec:
 
 
 def run(job: Job, listen: Listener = lambda progress: None) -> RunResult:
-    """Run a job, or resume it. `status` is done, failed (over limits.max_failed) or stopped (by a signal), and `exit_code`
-    that of the command; errors are raised (see `batchnlp.errors`)."""
+    """Run a job, or resume it. `status` is done, failed (over limits.max_failed, or below a gate) or stopped (by a
+    signal), and `exit_code` that of the command; errors are raised (see `batchnlp.errors`)."""
     return run_job(as_spec(job), listen)
 
 
@@ -53,18 +54,8 @@ def apply(
     worker: Task = registry.task(files, spec.task)
     result = _beside(texts, data if isinstance(data, pa.Table) else None, worker)
     worker.check(result.schema)
-    hardware = devices.probe_hardware()
-    resolved = devices.resolve(spec.engine, files, hardware, worker.needs)
-    backend = registry.backend(files, resolved, worker, hardware.cpus)
-    worker.prepare(backend.forward)
-    encoded = worker.encode(Docs.of(texts, result))
-    raw = backend.forward(encoded.pieces)
-    while (more := worker.again(encoded, raw)) is not None:
-        encoded, raw = more, backend.forward(more.pieces)
-    found, failures = answers(worker, encoded, raw, failures)
-    reasons = {failure.doc: f"{failure.code}: {failure.message}" for failure in reversed(failures)}
+    found, reasons = answer(spec, files, worker, Docs.of(texts, result), failures)
     errors = [reasons.get(doc) for doc in range(len(texts))]
-    found = found.take(pa.array([doc if doc not in reasons else None for doc in range(len(texts))], pa.int64()))
     for field, column in zip(found.schema, found.columns, strict=True):
         result = result.append_column(field, column)
     return result.append_column("error", pa.array(errors, pa.string()))

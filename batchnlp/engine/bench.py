@@ -180,7 +180,7 @@ def _replicas(spec: JobSpec, hardware: devices.Hardware, device: str) -> list[in
 
 
 def _whole(prepared: Prepared, docs: Docs, best: Resolved, replicas: int) -> RunResult:
-    """A run over the sample, from a Parquet file into a temporary directory."""
+    """A run over the sample, from a Parquet file into a temporary directory; nobody is told of it, and no warehouse gets it."""
     spec = prepared.spec
     with tempfile.TemporaryDirectory(prefix="batchnlp-bench-") as folder:
         columns = {name: docs.columns[name] for name in docs.columns.column_names} | {spec.source.text: docs.text}
@@ -188,10 +188,8 @@ def _whole(prepared: Prepared, docs: Docs, best: Resolved, replicas: int) -> Run
         shard = -(-len(docs) // replicas) if replicas > 1 else None  # else one of them would have them all
         source = SourceSpec(path=[str(Path(folder, "sample.parquet"))], text=spec.source.text, rows_per_shard=shard)
         engine = spec.engine.model_copy(update={**_settings(best), "replicas": replicas, "device": best.device})
-        return run_job(spec.model_copy(update={
-            "source": source, "engine": engine, "output": OutputSpec(path=str(Path(folder, "out"))),
-            "limits": LimitsSpec(max_failed="100%"),
-        }))  # fmt: skip
+        output, limits = OutputSpec(path=str(Path(folder, "out"))), LimitsSpec(max_failed="100%")
+        return run_job(JobSpec(source=source, task=spec.task, engine=engine, output=output, limits=limits))
 
 
 def _summary(

@@ -5,6 +5,7 @@ runner → part → commit, commit, ... until all are there, a signal comes, or 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 from batchnlp import registry
 from batchnlp.data.commits import Commits, Tally
 from batchnlp.data.ledger import Ledger
-from batchnlp.engine.planner import Prepared
+from batchnlp.engine.planner import Prepared, ray_token
 from batchnlp.engine.signals import Interrupt
 from batchnlp.engine.worker import WorkerSetup
 from batchnlp.errors import Interrupted, StoppedError
@@ -80,7 +81,7 @@ Listener = Callable[[Progress], None]
 class RunResult:
     """How a run ended."""
 
-    status: str  # done, failed (over the limit), stopped
+    status: str  # done, failed (over the limit, or below a gate), stopped
     run: str
     output: str
     rows: int
@@ -96,9 +97,14 @@ class RunResult:
     codes: dict[str, int] = field(default_factory=dict)
     message: str = ""
     sinks: list[dict[str, Any]] = field(default_factory=list)  # what each of the job's warehouses was given
+    evaluation: dict[str, Any] = field(default_factory=dict)  # as in evaluation.json; empty where the job asks for none
     resolved: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  # what a backend did otherwise than it would, and why
     replaced: list[str] = field(default_factory=list)  # runs that an overwrite took the place of
+    reused: int = 0  # incremental: rows whose results of before stand
+    deleted: int = 0  # incremental: ids that have no result any more
+    changes: dict[str, int] = field(default_factory=dict)  # incremental: rows of the corpus by reason
+    cached: int = 0  # rows computed now whose results came from the cache
 
 
 @dataclass(slots=True)
@@ -156,7 +162,9 @@ class Computation:
 
     def _start(self, plan: Plan, resolved: Resolved, threads: int, left: Sequence[Shard]) -> Runner:
         spec, source = self.prepared.spec, self.prepared.source
-        setup = WorkerSetup(spec, self.prepared.model, plan, resolved, source.schema, self._spool(), threads)
+        setup = WorkerSetup(spec, self.prepared.model, plan, resolved, source.schema, self.spool(), threads)
+        if spec.engine.address and spec.engine.insecure and not ray_token():
+            os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # as the cluster; read when ray is imported
         factory = registry.load(registry.RUNNERS, spec.engine.runner)
         if spec.engine.runner == "inline":
             self.replicas = 1
@@ -164,11 +172,11 @@ class Computation:
             self.interrupt.defer()
         return factory(setup, left, self.replicas, spec.engine.address)  # type: ignore[no-any-return]
 
-    def _spool(self) -> str | None:
+    def spool(self) -> str | None:
         """Compressed line files are unpacked once, where every replica can read them."""
         if not any(file.compression for file in self.prepared.source.files):
             return None
-        folder = self.ledger.store.path(f"{self.ledger.control}/spool")
+        folder = self.ledger.store.scratch(f"{self.ledger.control}/spool")
         self.prepared.source.spool_into(folder)
         return folder
 
@@ -263,6 +271,6 @@ def summed_up(work: Computation, resolved: Resolved, run: str, output: str) -> R
             "forward": round(busy, 3), "write": round(c.get("write", 0.0), 3), "idle": round(c.get("idle", 0.0), 3),
             "total": round(time.monotonic() - work.began, 3),
         },
-        codes=total["codes"], resolved={**asdict(resolved), "replicas": work.replicas},
+        cached=work.new.cached, codes=total["codes"], resolved={**asdict(resolved), "replicas": work.replicas},
         notes=[*sorted({work.prepared.task.note, *work.total.notes} - {""}), *work.notes],
     )  # fmt: skip

@@ -35,7 +35,8 @@ from batchnlp.engine.equality import (
 )
 from batchnlp.engine.planner import SHARD_BYTES, Prepared, prepare
 from batchnlp.errors import UsageError
-from batchnlp.job.spec import BELONGS, JobSpec
+from batchnlp.job.spec import JobSpec
+from batchnlp.job.task import BELONGS
 from batchnlp.tasks.base import Task, answers
 from batchnlp.types import Completions, Docs, Encoded, Failure, Float32, Int32, Pieces, Raw
 

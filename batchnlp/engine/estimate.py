@@ -17,9 +17,12 @@ import numpy as np
 
 from batchnlp import registry
 from batchnlp.backends import device as devices
-from batchnlp.data.ledger import Ledger, sums
-from batchnlp.data.store import LocalStore
-from batchnlp.engine.planner import Prepared, make_plan
+from batchnlp.data.changes import changes_of
+from batchnlp.data.commits import Tally
+from batchnlp.data.ledger import Ledger
+from batchnlp.data.store import open_store
+from batchnlp.engine.incremental import on_base, plan_changes
+from batchnlp.engine.planner import Prepared, find_repeats, make_plan
 from batchnlp.errors import UsageError
 from batchnlp.text.batching import pack, padding
 from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved, Server
@@ -27,6 +30,7 @@ from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved, Server
 SAMPLE = 2_000  # documents
 PROBE_SECONDS = 5.0
 PROBE_TOKENS = 16_384  # a batch, where the backend makes its own
+ALL = "these are the rows of the whole corpus; --explain tells how many of them must be computed"
 EDGES = [16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
 
 
@@ -56,17 +60,31 @@ class Estimate:
     docs_per_second: float | None = None
     seconds: float | None = None  # for the rows that are left
     notes: list[str] = field(default_factory=list)
+    changes: dict[str, int] | None = None  # with `explain`: all rows by reason; `rows` are those to compute
 
 
-def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> Estimate:
-    """Look at the corpus and the model; nothing is written. What a server would count is left out."""
+def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False, explain: bool = False) -> Estimate:
+    """Look at the corpus and the model; nothing is written. What a server would count is left out. `explain` compares the
+    whole corpus with what the last good run left."""
+    incremental = prepared.spec.output.mode == "incremental"
+    if explain and not incremental:
+        raise UsageError("only a job with output.mode: incremental has changes to explain", "leave out --explain")
     if probe and isinstance(prepared.model, Server):
         raise UsageError("a server is not probed: that would cost what it measures", "leave out --probe")
     hardware = devices.probe_hardware()
     resolved = devices.resolve(prepared.spec.engine, prepared.model, hardware, prepared.task.needs)
     replicas, threads = devices.share(hardware, resolved.device, prepared.spec.engine.replicas)
-    ledger = Ledger(LocalStore(prepared.spec.output.path), prepared.fingerprint)
-    plan = make_plan(prepared, replicas) if ledger.plan_tree() is None else ledger.plan()[0]
+    store = open_store(prepared.spec.output.path)
+    if incremental:
+        prepared = on_base(prepared, store)
+    ledger, changes = Ledger(store, prepared.fingerprint), None
+    if ledger.plan_tree() is not None:
+        plan, changes = ledger.plan()[0], changes_of(ledger)
+    elif explain:
+        plan, changes = plan_changes(prepared, store, replicas, keep=False)
+    else:
+        plan = make_plan(prepared, replicas)
+        plan = plan if incremental else find_repeats(prepared, plan)[0]
     done = ledger.commits()
     full = full or plan.rows <= SAMPLE
     survey = Survey(prepared)
@@ -86,8 +104,9 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False) -> 
         padding=_padding(lengths, resolved, plan, sampled),
         memory=_memory(prepared, resolved, lengths, plan, sampled),
         resolved=asdict(resolved), replicas=replicas,
-        committed=len(done), rows_done=sums(done.values())["rows"],
-        notes=[prepared.task.note] if prepared.task.note else [],
+        committed=len(done), rows_done=Tally.of(done.values()).sums()["rows"],
+        notes=[note for note in (prepared.task.note, *([ALL] if incremental and changes is None else [])) if note],
+        changes=None if changes is None else asdict(changes),
     )  # fmt: skip
     if probe:
         found.docs_per_second = _probe(prepared, resolved, survey, threads) * replicas

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
-from batchnlp.data.store import CONTROL, LocalStore
+from batchnlp.data.store import CONTROL, open_store
 from batchnlp.engine.deadlines import Watch
 from batchnlp.engine.leases import LeaseQueue
 from batchnlp.engine.suspects import HUNG, Suspect, known
@@ -26,7 +26,7 @@ class InlineRunner:
     replicas = 1
 
     def __init__(self, setup: WorkerSetup, shards: Sequence[Shard], replicas: int, address: str | None) -> None:
-        self._plan, self._store = setup.plan, LocalStore(setup.spec.output.path)
+        self._plan, self._store = setup.plan, open_store(setup.spec.output.path)
         self._leases = LeaseQueue(shards, known(self._store, self._control, self._plan.generation))
         self._lock = threading.Lock()
         self._noted: set[int] = set()  # shards that are under way among others

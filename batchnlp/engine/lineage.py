@@ -58,7 +58,7 @@ class Events:
 
         state = "ABORT" if results["status"] == "stopped" else STATES[results["event"]]
         error = error_message_run.ErrorMessageRunFacet(message=results["message"], programmingLanguage="python")
-        rows = results.get("rows", 0) - results.get("dead", 0)
+        rows = results.get("rows", 0) - results.get("dead", 0) - results.get("reused", 0)
         counted = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(rowCount=rows)
         self._emit(state, {} if state == "COMPLETE" else {"errorMessage": error}, {"outputStatistics": counted})
         self._client.close()

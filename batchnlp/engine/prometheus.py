@@ -19,7 +19,7 @@ METRICS = (
     (
         "batchnlp_run_exit_code",
         "exit_code",
-        "How the last run ended: 0 done, 1 over the limit of dead letters, else broken.",
+        "How the last run ended: 0 done, 1 over the limit of dead letters or below a gate, else broken.",
     ),
     ("batchnlp_run_rows", "rows", "Rows of the last run, of all its invocations."),
     ("batchnlp_run_dead_letters", "dead", "Rows of the last run that have no result."),

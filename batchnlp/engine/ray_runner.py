@@ -29,7 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from batchnlp import failpoints
 from batchnlp.backends.device import probe_hardware
-from batchnlp.data.store import CONTROL, LocalStore
+from batchnlp.data.store import CONTROL, open_store
 from batchnlp.engine.deadlines import Watch
 from batchnlp.engine.leases import LeaseQueue
 from batchnlp.engine.losses import AGAIN, Losses
@@ -121,7 +121,7 @@ class RayRunner:
         self._room_until = time.monotonic() + ROOM_SECONDS
         self._losses, self._looked = Losses(), 0.0
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        store, control = LocalStore(setup.spec.output.path), f"{CONTROL}/{setup.plan.fingerprint}"
+        store, control = open_store(setup.spec.output.path), f"{CONTROL}/{setup.plan.fingerprint}"
         suspects = known(store, control, setup.plan.generation)
         twice = setup.resolved.device != "server"  # where it would be paid for twice
         options = {"num_cpus": 0, "scheduling_strategy": here}

@@ -62,8 +62,8 @@ def _broken(error: Exception | None) -> dict[str, Any]:
     if isinstance(error, BatchnlpError):
         status = "stopped" if error.retryable else "error"
         return {"status": status, "exit_code": error.exit_code, "error": type(error).__name__, "message": str(error)}
-    name = type(error).__name__
-    return {"status": "error", "exit_code": BatchnlpError.exit_code, "error": name, "message": f"{name}: {error}"}
+    name = type(error).__name__  # and no more: what another library says may hold a document's text
+    return {"status": "error", "exit_code": BatchnlpError.exit_code, "error": name, "message": name}
 
 
 @contextmanager

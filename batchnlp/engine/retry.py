@@ -11,20 +11,27 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 
 from batchnlp.backends import device as devices
 from batchnlp.data.again import forget_stale, put_away, worth_trying
+from batchnlp.data.changes import changes_of, rows_of
 from batchnlp.data.commits import Tally
-from batchnlp.data.ledger import Ledger, open_ledgers, settle
+from batchnlp.data.ledger import Ledger, fingerprints, live, open_ledgers, settle
 from batchnlp.data.lock import Lock
-from batchnlp.engine.computing import Computation, Listener, RunResult, summed_up
+from batchnlp.data.parts import is_log
+from batchnlp.engine import incremental
+from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
+from batchnlp.engine.judge import below, judge_run
 from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
-from batchnlp.errors import OutputError
+from batchnlp.errors import CorruptError, OutputError
+from batchnlp.evaluate.evaluation import asked
 from batchnlp.job.identity import differences
 from batchnlp.job.load import build_spec
+from batchnlp.job.sinks import SinkSpec
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import Shard, many
 
@@ -37,18 +44,48 @@ def retry_job(root: str, settings: Sequence[str] = (), listen: Listener = lambda
     began = time.monotonic()
     with watch_signals() as interrupt:
         ledgers = open_ledgers(root)
+        if warning := ledgers[0].store.check():
+            listen(Progress(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, message=warning))
         lock = Lock(ledgers[0].store, invocation := uuid.uuid4().hex[:12])
         try:
             lock.acquire()
+            retries: list[_Retry] = []
             results: list[RunResult] = []
-            for ledger in ledgers:
-                results.append(_Retry(ledger, settings, invocation, listen, began, interrupt).run())
+            for ledger in _worth(ledgers, settings):
+                retries.append(_Retry(ledger, settings, invocation, listen, began, interrupt))
+                results.append(retries[-1].run())
                 if results[-1].status == "stopped":
-                    break
-            return results
+                    return results
+            # Last of all, because a warehouse takes an output only whole.
+            return [load_all(one, retry.sinks, interrupt) for retry, one in zip(retries, results, strict=True)]
         finally:
             interrupt.defer()
             lock.release()
+
+
+def _worth(ledgers: Sequence[Ledger], settings: Sequence[str]) -> Sequence[Ledger]:
+    """The runs whose dead letters count: of a log of changes the newest alone, which has tried those of all others again. That
+    is the one which the same command would resume; it may be over its limit, and not live."""
+    newest = ledgers[-1]
+    if not is_log(newest.plan()[0].schema):
+        return ledgers
+    store, standing = newest.store, live(newest.store)
+    if not any(Ledger(store, name).complete() for name in fingerprints(store) if name not in standing):
+        return [newest]
+    prepared = incremental.on_base(prepare(_spec(newest, settings)), store)
+    resumed = Ledger(store, prepared.fingerprint)
+    return [resumed if resumed.complete() else newest]
+
+
+def _spec(ledger: Ledger, settings: Sequence[str]) -> JobSpec:
+    """The job of a run as it was judged by last, wherever its output lies by now; its plan may be older, and know other limits
+    and gates."""
+    tree, judged = ledger.plan_tree() or {}, None
+    with suppress(CorruptError):
+        judged = ledger.outcome()
+    spec = build_spec((judged or {}).get("spec") or tree["spec"], settings, where=f"the job of run {ledger.run}")
+    output = spec.output.model_copy(update={"path": ledger.store.root})
+    return spec.model_copy(update={"output": output, "job": tree["job"]})
 
 
 @dataclass(slots=True)
@@ -61,6 +98,7 @@ class _Retry:
     listen: Listener
     began: float
     interrupt: Interrupt
+    sinks: Sequence[SinkSpec] = ()  # that are to get the results: those of a run that is good
 
     def run(self) -> RunResult:
         ledger = self.ledger
@@ -79,7 +117,11 @@ class _Retry:
         seconds = {"start": 0.0, "encode": 0.0, "forward": 0.0, "write": 0.0, "idle": 0.0, "total": 0.0}
         root = self.ledger.store.root
         result = RunResult("done", self.ledger.run, root, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, seconds, message=message)
-        return load_all(result, self._spec().sinks, self.interrupt) if self.ledger.succeeded() else result
+        if not self.ledger.succeeded():
+            return result
+        self._stand()  # the last one may have ended before it had done this
+        self.sinks = _spec(self.ledger, self.settings).sinks
+        return result
 
     def _again(self, again: list[Shard]) -> RunResult:
         prepared, (plan, stored) = self._prepared(), self.ledger.plan()
@@ -95,42 +137,52 @@ class _Retry:
         resumed = len(work.parts)
         if left:
             work.run(plan, resolved, threads, left)
-        done = len(work.parts) == len(again)
+        signalled = self.interrupt.signal and asked(spec.evaluate, spec.gates)
+        done = len(work.parts) == len(again) and not signalled
         result = replace(summed_up(work, resolved, retry.run, store.root), resumed=resumed)
         if not done:
             return replace(result, status="stopped", exit_code=work.exit_code, message=work.why)
         return self._finish(prepared, result, plan.rows, generation)
+
+    def _stand(self) -> None:
+        """A run of a log that was over its limit, and no longer is, becomes a part of it."""
+        if self.ledger.fingerprint not in live(self.ledger.store):
+            incremental.make_live(self.ledger)
+            settle(self.ledger.store)
+            incremental.sweep_states(self.ledger)
 
     def _finish(self, prepared: Prepared, result: RunResult, tried: int, generation: int) -> RunResult:
         ledger, limits = self.ledger, prepared.spec.limits
         ledger.adopt(generation)
         parts = ledger.commits()
         total = Tally.of(parts.values())
-        allowed = limits.failed_allowed(total.rows)
-        success = total.dead <= allowed
-        ledger.finish(parts, {**prepared.about, "invocation": self.invocation}, success=success)
+        allowed = limits.failed_allowed(rows_of(ledger, ledger.plan()[0]))
+        judged = judge_run(prepared.spec, ledger, self.interrupt) if total.failed <= allowed else None
+        gates = below(judged)
+        success = total.failed <= allowed and not gates
+        ledger.finish(parts, {**prepared.about, "invocation": self.invocation, "gates": gates}, success=success)
         put_away(ledger, parts.values())
+        if success:
+            self._stand()
         settle(ledger.store)
         message = f"{tried - result.dead:,} of {many(tried, 'dead letter')} have results now"
+        result = replace(result, evaluation=asdict(judged) if judged else {}, message=message)
         if success:
-            return load_all(replace(result, message=message), prepared.spec.sinks, self.interrupt)
-        over = (
-            f"{many(total.dead, 'dead letter')} are left, {allowed:,} allowed by limits.max_failed {limits.max_failed}"
-        )
-        return replace(result, status="failed", exit_code=1, message=f"{message}; {over}")
+            self.sinks = prepared.spec.sinks
+            return result
+        over = f"{many(total.failed, 'dead letter')} are left, {allowed:,} allowed by limits.max_failed {limits.max_failed}"
+        why = f"below its gates: {gates}" if gates else over
+        return replace(result, status="failed", exit_code=1, message=f"{message}; {why}")
 
     def _prepared(self) -> Prepared:
         """The job as it was begun, wherever its output lies by now; it must still be the same one."""
-        ledger, prepared = self.ledger, prepare(self._spec())
+        ledger, prepared = self.ledger, prepare(_spec(self.ledger, self.settings))
+        prepared = incremental.on_base(prepared, ledger.store)
         if prepared.fingerprint != ledger.fingerprint:
             facts = (ledger.plan_tree() or {}).get("facts", {})
             changed = ", ".join(differences(facts, prepared.facts)[:5])
             hint = "what has changed makes it another job: run that with --mode overwrite, or into a new output.path"
+            if changes_of(ledger) is not None:
+                hint = "run the job: each run of it tries again what failed in the last one"
             raise OutputError(f"run {ledger.run} cannot be retried: it differs in {changed}", hint)
         return prepared
-
-    def _spec(self) -> JobSpec:
-        tree, ledger = self.ledger.plan_tree() or {}, self.ledger
-        spec = build_spec(tree["spec"], self.settings, where=f"the job of run {ledger.run}")
-        output = spec.output.model_copy(update={"path": ledger.store.root})
-        return spec.model_copy(update={"output": output, "job": tree["job"]})

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -129,7 +130,8 @@ class Suspect:
             "code": self.code, "under_way": self._under_way, "reads": self._reads,
             "ranges": [astuple(one) for one in self.ranges], "failures": [astuple(one) for one in self.failures],
         }  # fmt: skip
-        self._store.replace(self._name, to_json(tree))
+        with suppress(FileNotFoundError):  # another driver, of a lock that was taken away, has ended the run
+            self._store.replace(self._name, to_json(tree))
 
 
 def known(store: Store, control: str, generation: int) -> dict[int, str]:

@@ -17,7 +17,7 @@ import queue
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import perf_counter
@@ -29,16 +29,20 @@ import pyarrow as pa
 from batchnlp import failpoints, registry
 from batchnlp.data.again import Again
 from batchnlp.data.ledger import Ledger
-from batchnlp.data.parts import PartWriter, dead_table, ids_hash
+from batchnlp.data.parts import PartWriter, dead_table, dead_texts, ids_hash, log_columns
 from batchnlp.data.sources import Source
-from batchnlp.data.store import CONTROL, LocalStore
+from batchnlp.data.sources.repeats import Repeats
+from batchnlp.data.store import CONTROL, open_store
+from batchnlp.engine.meter import Cost, Meter
 from batchnlp.engine.suspects import Suspect
 from batchnlp.errors import CorruptError, WorkerLostError
 from batchnlp.job.spec import JobSpec
 from batchnlp.tasks.base import answers
-from batchnlp.types import Docs, Encoded, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Server, Shard
+from batchnlp.tasks.cached import cache_note, cached_rows, with_cache
+from batchnlp.types import UPSERT, Docs, Encoded, Failure, ModelFiles, Part, Pieces, Plan, Raw, Resolved, Server, Shard
 
 Lease = Callable[[], Shard | None]
+_Found = tuple[pa.Table, pa.Table, pa.Table]  # results, dead letters, and their texts where asked for
 LeaseSuspect = Callable[[], tuple[Shard, str] | None]  # with how the worker was lost that had it last
 
 
@@ -64,47 +68,6 @@ class WorkerSetup:
 
 
 @dataclass(slots=True)
-class Meter:
-    """What a worker has done so far; written by its threads, read by anyone at any time."""
-
-    docs: float = 0.0  # through the model; inside a shard estimated from its pieces
-    tokens: int = 0
-    executed: int = 0
-    dead: int = 0
-    busy: float = 0.0  # seconds of forward
-    encode: float = 0.0
-    write: float = 0.0
-    idle: float = 0.0  # seconds that the device waited for a shard
-    steps: int = 0  # batches, and shards read or written: what grows while a worker is not stuck
-    slowest: float = 0.0  # seconds of one step
-
-    def step(self, seconds: float) -> None:
-        """One more."""
-        self.steps += 1
-        self.slowest = max(self.slowest, seconds)
-
-    def snapshot(self) -> dict[str, float]:
-        """The counters as a dictionary."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
-
-
-@dataclass(slots=True)
-class _Cost:
-    """What a shard has taken."""
-
-    tokens: int = 0
-    executed: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: {"encode": 0.0, "forward": 0.0, "write": 0.0})
-
-    def add(self, other: _Cost) -> None:
-        """Something more."""
-        self.tokens += other.tokens
-        self.executed += other.executed
-        for stage, seconds in other.seconds.items():
-            self.seconds[stage] += seconds
-
-
-@dataclass(slots=True)
 class _Item:
     """A shard, or some rows of one, on its way through the stages."""
 
@@ -112,12 +75,12 @@ class _Item:
     docs: Docs
     encoded: Encoded
     raw: Raw | None = None
-    cost: _Cost = field(default_factory=_Cost)
+    cost: Cost = field(default_factory=Cost)
 
     def add(self, raw: Raw) -> None:
         """What the model answered in this round."""
         self.raw = raw
-        self.cost.add(_Cost(raw.tokens, raw.executed, {"forward": raw.seconds}))
+        self.cost.add(Cost(raw.tokens, raw.executed, seconds={"forward": raw.seconds}))
 
 
 class _Feed:
@@ -165,20 +128,23 @@ class Worker:
         self._docs_per_piece = 1.0  # of the shard in the model
         self._schema = setup.plan.schema
         self._files = setup.plan.files
+        self._dead_text = setup.spec.output.dead_text
         spec = setup.spec
         self._date = spec.date if spec.writes_date else None  # a column of the results
         failpoints.reach("load")
-        self._task = task = registry.task(setup.model, spec.task)
+        self._store, self._generation = open_store(spec.output.path), setup.plan.generation
+        self._control = f"{CONTROL}/{setup.plan.fingerprint}"
+        self._ledger = Ledger(self._store, setup.plan.fingerprint)
+        self._task = task = with_cache(registry.task(setup.model, spec.task), spec, setup.model, setup.resolved)
         self._source = Source(
             spec.source.config(task.columns, task.turns), setup.plan.files, setup.source_schema, setup.spool
         )
+        if setup.plan.repeats:
+            self._source.repeats = Repeats(self._store, self._ledger.repeats)
         self._backend = registry.backend(setup.model, setup.resolved, task, setup.threads)
         self._task.prepare(self._backend.forward)
         self._backend.aborted = self.aborting.is_set
         self._backend.on_batch = self._count
-        self._store, self._generation = LocalStore(spec.output.path), setup.plan.generation
-        self._control = f"{CONTROL}/{setup.plan.fingerprint}"
-        self._ledger = Ledger(self._store, setup.plan.fingerprint)
         self._again: dict[int, Again] = {}  # by shard, in a retry
         self._writer = PartWriter(self._store, setup.plan.fingerprint, spec.output.partition_by, self._generation)
 
@@ -238,6 +204,7 @@ class Worker:
         failpoints.reach("encode", docs.text)
         began = perf_counter()
         item = _Item(shard, docs, self._task.encode(docs))
+        item.cost.cached = cached_rows(item.encoded)
         item.cost.seconds["encode"] = seconds = perf_counter() - began
         self.meter.encode += seconds
         self.meter.step(seconds)
@@ -265,19 +232,18 @@ class Worker:
                 yield item
                 continue
             began = perf_counter()
-            table, dead = self._results(item)
-            yield self._written(item.shard, item.docs, table, dead, item.cost, began)
+            yield self._written(item.shard, item.docs, self._results(item), item.cost, began)
 
-    def _written(
-        self, shard: Shard, docs: Docs, table: pa.Table, dead: pa.Table, cost: _Cost, began: float
-    ) -> Part:  # fmt: skip
+    def _written(self, shard: Shard, docs: Docs, found: _Found, cost: Cost, began: float) -> Part:
+        table, dead, texts = found
         cost.seconds["write"] += perf_counter() - began
-        measured = {**asdict(cost), "note": self._backend.note}
+        note = "; ".join(filter(None, (self._backend.note, cache_note(self._task))))
+        measured = {**asdict(cost), "note": note}
         again, order = self._again.pop(shard.index, None), None
         if again is not None:
             measured["after"], dead = again.part.attempt, again.aged(dead)
             order = partial(again.order, docs, self._files, dead)
-        part = self._writer.write(shard.index, uuid.uuid4().hex[:12], table, dead, measured, order)
+        part = self._writer.write(shard.index, uuid.uuid4().hex[:12], table, dead, measured, texts, order)
         if part.ids_hash != f"{ids_hash(docs.ids):016x}":
             message = f"shard {part.shard}: the ids that come out are not those that went in"
             raise CorruptError(message, "this is a fault of batchnlp; the shard was not committed")
@@ -306,10 +272,10 @@ class Worker:
 
     def _alone(self, shard: Shard, suspect: Suspect) -> Part | None:
         """The shard range by range; None where it was stopped half-way."""
-        docs, cost = self._read(shard), _Cost()
-        found = {-1: (self._schema.empty_table(), dead_table(docs, [], self._files))}
+        docs, cost = self._read(shard), Cost()
+        found = {-1: self._found(docs, self._schema.empty_table(), [])}
         for failure in suspect.failures:
-            found[failure.doc] = found[-1][0], dead_table(docs, [failure], self._files)
+            found[failure.doc] = self._found(docs, found[-1][0], [failure])
         for some in suspect.run(len(docs)):
             if self.stopping.is_set():
                 suspect.leave()
@@ -318,8 +284,8 @@ class Worker:
             cost.add(item.cost)
             found[some.start] = self._results(item)
         began = perf_counter()
-        table, dead = (pa.concat_tables([found[at][i] for at in sorted(found)]) for i in (0, 1))
-        return self._written(shard, docs, table, dead, cost, began)
+        table, dead, texts = (pa.concat_tables([found[at][i] for at in sorted(found)]) for i in range(3))
+        return self._written(shard, docs, (table, dead, texts), cost, began)
 
     def _answered(self, shard: Shard, docs: Docs) -> _Item:
         """Some rows of a shard, with nothing else in the model."""
@@ -332,16 +298,22 @@ class Worker:
             item.add(self._backend.forward(more.pieces))
         return item
 
-    def _results(self, item: _Item) -> tuple[pa.Table, pa.Table]:
-        """(results, dead letters): every row of the shard in one of the two."""
+    def _results(self, item: _Item) -> _Found:
+        """Every row of the shard as a result or a dead letter."""
         assert item.raw is not None
         found, failures = answers(self._task, item.encoded, item.raw, item.docs.failures)
         alive = np.ones(len(item.docs), bool)
         alive[[failure.doc for failure in failures]] = False
         date = [pa.repeat(pa.scalar(self._date, pa.date32()), len(item.docs))] if self._date else []
-        table = pa.table([item.docs.ids, *item.docs.keep.columns, *date, *found.columns], names=self._schema.names)
+        log = log_columns(self._schema, len(item.docs), UPSERT)
+        columns = [item.docs.ids, *item.docs.keep.columns, *date, *found.columns, *log]
+        table = pa.table(columns, names=self._schema.names)
         table = (table if alive.all() else table.filter(pa.array(alive))).cast(self._schema.remove_metadata())
-        return table.replace_schema_metadata(self._schema.metadata), dead_table(item.docs, failures, self._files)
+        return self._found(item.docs, table.replace_schema_metadata(self._schema.metadata), failures)
+
+    def _found(self, docs: Docs, table: pa.Table, failures: Sequence[Failure]) -> _Found:
+        texts = dead_texts(docs, failures if self._dead_text else [], self._files)
+        return table, dead_table(docs, failures, self._files), texts
 
     def _count(self, pieces: int, tokens: int, executed: int, seconds: float) -> None:
         meter = self.meter

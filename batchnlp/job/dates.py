@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 from batchnlp.errors import SpecError
 from batchnlp.templates import Template, TemplateFault
-from batchnlp.types import nearest
+from batchnlp.words import nearest
 
 NAMES = ("ds", "run_date", "days")
 OTHERS = ("task.prompt", "task.system")  # templates, but of documents

@@ -13,6 +13,7 @@ from typing import Any
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import InputFile, ModelFiles
 
+LATER = {"on_bad_file": "fail", "on_duplicate_id": "fail"}  # keys of the source with their defaults
 SEMANTICS = 1  # raise it when a task, an encoding or a reader comes to write other rows for the same job
 
 
@@ -39,11 +40,17 @@ def fingerprint_facts(spec: JobSpec, model: ModelFiles, files: tuple[InputFile, 
     """What a run's identity depends on; kept in the plan, so that a refusal can say what changed."""
     return {
         "recipe": recipe_facts(spec, model),
-        "source": spec.source.model_dump(mode="json", exclude={"path", "rows_per_shard"}),
+        "source": _source_facts(spec),
         "files": [[f.path, f.size, f.version] for f in files],
         "partition_by": spec.output.partition_by,
         **({"date": str(spec.date)} if spec.writes_date else {}),  # elsewhere it has become part of paths and filters
     }
+
+
+def _source_facts(spec: JobSpec) -> dict[str, Any]:
+    """The selection; keys that came later only where they change something, so that older outputs stay what they are."""
+    tree = spec.source.model_dump(mode="json", exclude={"path", "rows_per_shard"})
+    return {key: value for key, value in tree.items() if LATER.get(key) != value}
 
 
 def fingerprint(facts: dict[str, Any]) -> str:

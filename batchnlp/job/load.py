@@ -20,7 +20,8 @@ from batchnlp.job.dates import parse_date, today, with_dates
 from batchnlp.job.section import as_list
 from batchnlp.job.sinks import SinkSpec, StatementSpec
 from batchnlp.job.spec import RUN_DATE, JobSpec
-from batchnlp.types import nearest
+from batchnlp.job.train import TrainSpec
+from batchnlp.words import nearest
 
 ENV_PREFIX = "BATCHNLP_"
 ENV_OTHER = {"BATCHNLP_CACHE", "BATCHNLP_LOG", failpoints.VARIABLE}  # variables of ours that are no spec keys
@@ -63,7 +64,15 @@ def load_spec(
     path: str | os.PathLike[str], settings: Iterable[str] = (), flags: Mapping[str, Any] | None = None
 ) -> JobSpec:
     """The job in the file at `path`; see `build_spec` for what goes over it."""
-    file = Path(path)
+    return build_spec(_tree(Path(path), "source, task and output"), settings, flags, str(path))
+
+
+def load_train(path: str | os.PathLike[str], settings: Iterable[str] = ()) -> TrainSpec:
+    """The training in the file at `path`, with `key=value` over it."""
+    return build_train(_tree(Path(path), "kind, source and output"), settings, where=str(path))
+
+
+def _tree(file: Path, keys: str) -> dict[str, Any]:
     try:
         tree = parse_yaml(_text(file), str(file))
     except UnicodeDecodeError:
@@ -71,8 +80,8 @@ def load_spec(
     except OSError as error:
         raise SpecError(f"{file} cannot be read: {error.strerror}", "give the YAML file of a job") from None
     if not isinstance(tree, dict):
-        raise SpecError(f"{file} holds no job", "it needs at least the keys source, task and output")
-    return build_spec(tree, settings, flags, str(file))
+        raise SpecError(f"{file} holds no job", f"it needs at least the keys {keys}")
+    return tree
 
 
 def _text(file: Path) -> str:
@@ -105,6 +114,24 @@ def build_spec(
         return JobSpec.model_validate(dated)
     except ValidationError as error:
         raise _explain(error, where, given, JobSpec) from None
+
+
+def build_train(
+    tree: Mapping[str, Any],
+    settings: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    where: str = "the training",
+) -> TrainSpec:
+    """A validated training from a nested mapping; over it go `flags` and `settings`, as for a job."""
+    merged: dict[str, Any] = _copy(tree)
+    given = dict.fromkeys(flags or {}, where)
+    for dotted, value in (flags or {}).items():
+        _put(merged, dotted, value)
+    given |= _put_settings(merged, settings)
+    try:
+        return TrainSpec.model_validate(merged)
+    except ValidationError as error:
+        raise _explain(error, where, given, TrainSpec) from None
 
 
 def _with_dates(tree: dict[str, Any], origin: Callable[[str], str]) -> dict[str, Any]:
@@ -191,7 +218,7 @@ def _keys(model: type[BaseModel]) -> list[str]:
 
 
 def _keys_of(name: str, annotation: Any) -> list[str]:
-    section = None if get_origin(annotation) is list else _section(annotation)
+    section = None if get_origin(annotation) in (list, dict) else _section(annotation)
     return [name] if section is None else [f"{name}.{inner}" for inner in section.model_fields]
 
 
@@ -210,7 +237,8 @@ def _section_at(key: str, model: type[BaseModel]) -> type[BaseModel] | None:
 def _place(loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The key an error is about. What follows it in pydantic's path are members of unions and positions in lists."""
     names = [str(part) for part in loc if isinstance(part, str)]
-    return ".".join(names[: 2 if names and _section_at(names[0], model) else 1])
+    depth = 3 if names[:1] == ["gates"] else 2  # gates have names of the user's choice
+    return ".".join(names[: depth if names and _section_at(names[0], model) else 1])
 
 
 def _explain(error: ValidationError, where: str, given: Mapping[str, str], model: type[BaseModel]) -> SpecError:
@@ -227,9 +255,8 @@ def _explain(error: ValidationError, where: str, given: Mapping[str, str], model
         keys = _inner(model, key)
         sections = sorted({k.split(".")[0] for k in keys})
         near = nearest(key, keys + sections) or next((k for k in keys if k.endswith("." + key.split(".")[-1])), "")
-        return SpecError(
-            f"{where}: unknown key {key}{more}", f"did you mean {near}?" if near else "see jobs/schema.json"
-        )
+        schema = "jobs/train-schema.json" if model is TrainSpec else "jobs/schema.json"
+        return SpecError(f"{where}: unknown key {key}{more}", f"did you mean {near}?" if near else f"see {schema}")
     if first["type"] == "missing":
         return SpecError(f"{where}: {key} is missing{more}", f"add {key}, or --set {key}=...")
     if not key or message.startswith(key) or first["type"] == "value_error":  # our own say what they found
@@ -246,6 +273,8 @@ def _inner(model: type[BaseModel], key: str) -> list[str]:
     """The keys that may be meant by an unknown one."""
     name = key.partition(".")[0]
     section, keys = _section_at(name, model), _keys(model)
+    if name == "gates" and section:
+        return [f"{key.rpartition('.')[0]}.{inner}" for inner in section.model_fields]
     return [f"{name}.{inner}" for inner in section.model_fields] if section and name in keys else keys
 
 
@@ -256,5 +285,6 @@ def _hint(key: str, problem: Any, model: type[BaseModel]) -> str:
         return f"did you mean {near}?"
     section, _, name = key.partition(".")
     inner = _section_at(section, model)
-    field = inner.model_fields[name] if name and inner else model.model_fields[section]
+    field = inner.model_fields.get(name.rpartition(".")[2]) if inner else None
+    field = field or model.model_fields[section]
     return str(field.description or "").rstrip(".")

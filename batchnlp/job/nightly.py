@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from batchnlp.job.cron import Cron
 from batchnlp.job.section import Section
-from batchnlp.types import nearest
+from batchnlp.words import nearest
 
 VARIABLE = r"[A-Z_][A-Z0-9_]*"
 Event = Literal["success", "failure", "threshold"]
@@ -60,8 +60,8 @@ class HookSpec(Section):
     when: Annotated[list[Event], BeforeValidator(lambda v: [v] if isinstance(v, str) else v)] = Field(
         default=["failure", "threshold"],
         min_length=1,
-        description="success; threshold: done, but over limits.max_failed; failure: all else. Not for textfile, which is "
-        "written at every end.",
+        description="success; threshold: done, but over limits.max_failed or below a gate; failure: all else. Not for textfile, "
+        "which is written at every end.",
     )
     command: Annotated[list[str], BeforeValidator(lambda v: shlex.split(v) if isinstance(v, str) else v)] | None = (
         Field(None, description="A program with its arguments, without a shell; it reads the results as JSON on stdin.")

@@ -44,9 +44,9 @@ def settings_changed(before: Digest, after: Digest) -> list[Change]:
 
 
 def _rows(before: Digest, after: Digest) -> Iterator[Change]:
-    if before.rows is None or after.rows is None:
+    if before.came is None or after.came is None:
         return
-    a, b = before.rows, after.rows
+    a, b = before.came, after.came
     notable = ""
     if not a / ROWS <= b <= a * ROWS:
         notable = f"{count(b)} rows came in, {count(a)} before"
@@ -54,11 +54,11 @@ def _rows(before: Digest, after: Digest) -> Iterator[Change]:
 
 
 def _dead(before: Digest, after: Digest) -> Iterator[Change]:
-    lost = _share("dead letters", before.dead, before.rows_done, after.dead, after.rows_done, DEAD_POINTS)
+    lost = _share("dead letters", before.dead, before.known, after.dead, after.known, DEAD_POINTS)
     yield replace(lost, chief=True)
     for code in sorted(before.codes.keys() | after.codes.keys()):
         a, b = before.codes.get(code, 0), after.codes.get(code, 0)
-        yield _share(f"dead letters: {code}", a, before.rows_done, b, after.rows_done, DEAD_POINTS)
+        yield _share(f"dead letters: {code}", a, before.known, b, after.known, DEAD_POINTS)
 
 
 def _results(before: Digest, after: Digest) -> Iterator[Change]:

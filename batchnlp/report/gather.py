@@ -65,7 +65,8 @@ class Looked:
         """Dead letters that the job allows."""
         with suppress(ValidationError):
             if self.status.rows is not None:
-                return LimitsSpec.model_validate(self._section("limits")).failed_allowed(self.status.rows)
+                rows = self.status.rows + self.status.changes.get("unchanged", 0)
+                return LimitsSpec.model_validate(self._section("limits")).failed_allowed(rows)
         return None
 
     def digest(self) -> Digest:
@@ -80,6 +81,7 @@ class Looked:
             codes=dict(sorted(s.codes.items(), key=lambda item: -item[1])), shards=s.shards, shards_done=s.shards_done,
             files=len(self.tree.get("files") or ()), speed=speed(self.work, self.log, self.entries), results=results,
             settings=self._settings(), versions=self._versions(),
+            reused=s.changes.get("unchanged", 0), deleted=s.deleted, reasons=s.changes,
         )  # fmt: skip
 
     def samples(self, shown: Sequence[str]) -> Samples:

@@ -8,15 +8,15 @@ those before it by name, as dates are.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from itertools import islice
 
 from pydantic import TypeAdapter, ValidationError
 
 from batchnlp.data.ledger import Ledger, open_ledgers
-from batchnlp.data.store import CONTROL, LocalStore, to_json
+from batchnlp.data.store import CONTROL, Store, open_store, to_json
 from batchnlp.errors import BatchnlpError
 from batchnlp.report.page import Digest
 
@@ -27,7 +27,7 @@ DIGEST = TypeAdapter(Digest)
 Make = Callable[[Ledger], Digest]
 
 
-def keep(store: LocalStore, digest: Digest) -> None:
+def keep(store: Store, digest: Digest) -> None:
     """Remember a run that is done; the oldest of too many goes."""
     if digest.state != "done":
         return
@@ -36,7 +36,7 @@ def keep(store: LocalStore, digest: Digest) -> None:
         store.remove(f"{FOLDER}/{old.run}.json")
 
 
-def kept(store: LocalStore) -> list[Digest]:
+def kept(store: Store) -> list[Digest]:
     """The digests of an output; those of another version that cannot be read are passed over."""
     found = []
     for name in store.names(FOLDER):
@@ -45,7 +45,7 @@ def kept(store: LocalStore) -> list[Digest]:
     return found
 
 
-def last_before(mine: Digest, store: LocalStore, make: Make) -> Digest | None:
+def last_before(mine: Digest, store: Store, make: Make) -> Digest | None:
     """The last run of the same job that was done before this one: in this output, else in the nearest one beside it."""
     for root in (store.root, *_beside(store.root)):
         except_for = mine.run if root == mine.output else ""
@@ -57,7 +57,7 @@ def last_before(mine: Digest, store: LocalStore, make: Make) -> Digest | None:
 
 def _of_job(root: str, job: str, except_for: str, make: Make) -> Iterator[Digest]:
     """Digests of the job's runs that are done, but for one: as they were kept, or made now."""
-    there = {digest.run: digest for digest in kept(LocalStore(root))}
+    there = {digest.run: digest for digest in kept(open_store(root))}
     yield from (digest for digest in there.values() if digest.job == job and digest.run != except_for)
     with suppress(BatchnlpError):
         for ledger in open_ledgers(root):
@@ -68,9 +68,17 @@ def _of_job(root: str, job: str, except_for: str, make: Make) -> Iterator[Digest
 
 def _beside(root: str) -> list[str]:
     """Outputs in the same directory: those before this one by name, the nearest first."""
-    parent, mine = os.path.split(root)
-    store = LocalStore(parent)
+    parent, _, mine = root.rpartition("/")
+    if parent.endswith(":/"):
+        return []  # a bucket has none beside it
+    store = open_store(parent or "/")
     with suppress(BatchnlpError):
-        names = [name for name in store.names("") if name < mine and os.path.isdir(store.path(f"{name}/{CONTROL}"))]
-        return [store.path(name) for name in names[::-1][:BESIDE]]
+        names = sorted((name for name in store.names("") if name < mine), reverse=True)
+        return [store.path(name) for name in islice((n for n in names if _is_output(store, n)), BESIDE)]
     return []
+
+
+def _is_output(store: Store, name: str) -> bool:
+    with suppress(BatchnlpError):
+        return bool(store.names(f"{name}/{CONTROL}"))
+    return False

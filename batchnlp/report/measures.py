@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
 
+from batchnlp.data.parts import is_log
 from batchnlp.report.page import Bars, Histogram, Number
+from batchnlp.types import OP, REVISION
 
 COUNTS = ("n_tokens", "n_tokens_used", "n_windows", "truncated")  # the columns that all tasks have
 LISTED = 10  # names of Bars
@@ -179,7 +181,8 @@ def measures(kind: str, schema: pa.Schema, kept: Sequence[str]) -> list[Measure]
 
 def own_fields(schema: pa.Schema, kept: Sequence[str]) -> list[pa.Field]:
     """The task's own columns."""
-    return [field for field in schema if field.name not in {"id", *kept, *COUNTS}]
+    log = (REVISION, OP) if is_log(schema) else ()
+    return [field for field in schema if field.name not in {"id", *kept, *COUNTS, *log}]
 
 
 def _column(name: str) -> Callable[[pa.Table], Array]:

@@ -101,6 +101,19 @@ class Digest:
     results: Results
     settings: dict[str, str]  # what is not as by default, and what `auto` became
     versions: dict[str, str]
+    reused: int = 0  # of an incremental run: rows whose results of before stand; they are not in `rows`
+    deleted: int = 0  # ids that have no result any more
+    reasons: dict[str, int] = field(default_factory=dict)  # all rows of the corpus by what has become of them
+
+    @property
+    def came(self) -> int | None:
+        """The rows of the corpus."""
+        return None if self.rows is None else self.rows + self.reused
+
+    @property
+    def known(self) -> int:
+        """The rows of which is known by now what they come to."""
+        return self.rows_done + self.reused
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ def judge(
         return Verdict("bad", "Damaged", _progress(digest), (*status.damage, *points))
     if digest.state == "failed":
         limit = "more than are allowed" if allowed is None else f"{count(allowed)} allowed"
-        return Verdict("bad", "Failed", f"{_rows(digest)}; {limit} by limits.max_failed.", tuple(points))
+        cause = f"below its gates: {status.gates}" if status.gates else f"{limit} by limits.max_failed"
+        return Verdict("bad", "Failed", f"{_rows(digest)}; {cause}.", tuple(points))
     if digest.state.startswith("running"):
         return Verdict("going", "Running", _progress(digest), tuple(points))
     if digest.state != "done":
@@ -37,10 +38,10 @@ def judge(
 
 
 def _rows(digest: Digest) -> str:
-    rate = f" ({share(digest.dead / max(digest.rows_done, 1))})" if digest.dead else ""
-    return (
-        f"{many(digest.rows_done, 'row')} in = {many(digest.ok, 'result')} + {many(digest.dead, 'dead letter')}{rate}"
-    )
+    rate = f" ({share(digest.dead / max(digest.known, 1))})" if digest.dead else ""
+    stand = f" + {count(digest.reused)} that stand; {count(digest.deleted)} deleted" if digest.reasons else ""
+    total = f"{many(digest.ok, 'result')} + {many(digest.dead, 'dead letter')}{rate}{stand}"
+    return f"{many(digest.known, 'row')} in = {total}"
 
 
 def _progress(digest: Digest) -> str:
@@ -58,8 +59,9 @@ def _points(digest: Digest, allowed: int | None, loads: Sequence[Load], others: 
     for other in others:
         if other.live and other.state != "done":
             yield f"run {other.run} ({other.job}) in the same output is {other.state}"
-    if digest.state == "done" and allowed and digest.dead > NEAR * allowed:
-        yield f"{count(digest.dead)} dead letters, {count(allowed)} are allowed"
+    failed = digest.dead - digest.codes.get("duplicate_id", 0)  # which the limit does not count
+    if digest.state == "done" and allowed and failed > NEAR * allowed:
+        yield f"{count(failed)} dead letters, {count(allowed)} are allowed"
     cut = _number(digest, "truncated")
     if cut is not None and cut.value > CUT:
         yield f"{share(cut.value)} of the documents were cut off: task.on_long says how"

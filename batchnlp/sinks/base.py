@@ -36,7 +36,7 @@ class Load:
     by: tuple[str, ...]  # unless it appends: the columns that tell which rows make way; all rows without any
     gone: Gone  # their values
     partition_by: tuple[str, ...]  # of a table that is made now
-    rows: int  # documents
+    rows: int  # documents, and of a log also deletes
     batches: Callable[[], Iterator[pa.RecordBatch]]  # the rows; at their end bad keys are refused
     files: (
         Callable[[], list[str]] | None
@@ -51,6 +51,8 @@ class Load:
         held: list[pa.RecordBatch] = []
         bytes_ = 0
         for batch in self.batches():
+            if not len(batch):  # unnested lists may all be empty
+                continue
             held.append(batch)
             bytes_ += batch.nbytes
             if bytes_ >= size:

@@ -93,16 +93,20 @@ class Delta:
     def _merge(self, load: Load, delta: Any) -> None:
         names = {quoted_column(name): f"s.{quoted_column(name)}" for name in load.schema.names}
         changes = {name: value for name, value in names.items() if name[1:-1] not in load.by}
-        merger = _merger(delta, load.reader(), equal(load.by, "t", "s"), load)
+        source, stays = load.reader(), None
+        if deleted := len(load.gone.deleted()):
+            source, stays = _flagged(load, load.gone.deleted()), f"not s.{FLAG}"
+        merger = _merger(delta, source, equal(load.by, "t", "s"), load)
+        if deleted:
+            merger = merger.when_matched_delete(predicate=f"s.{FLAG}")
         if changes:
-            merger = merger.when_matched_update(changes)
-        merger.when_not_matched_insert(names).execute()
+            merger = merger.when_matched_update(changes, predicate=stays)
+        merger.when_not_matched_insert(names, predicate=stays).execute()
 
     def _replace(self, load: Load, delta: Any) -> None:
         """One MERGE: rows like those flagged are deleted; the others match nothing, and are inserted."""
         names = {quoted_column(name): f"s.{quoted_column(name)}" for name in load.schema.names}
-        schema = load.schema.append(pa.field(FLAG, pa.bool_()))
-        source = pa.RecordBatchReader.from_batches(schema, _flagged(load, schema))
+        source = _flagged(load, load.gone())
         merger = _merger(delta, source, f"s.{FLAG} and {alike(load.gone(), 't', 's')}", load).when_matched_delete()
         merger.when_not_matched_insert(names, predicate=f"not s.{FLAG}").execute()
 
@@ -113,15 +117,21 @@ def _merger(delta: Any, source: pa.RecordBatchReader, predicate: str, load: Load
     )
 
 
-def _flagged(load: Load, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for batch in load.gone().to_batches():
-        columns = [
-            batch.column(field.name) if field.name in load.by else pa.nulls(len(batch), field.type)
-            for field in load.schema
-        ]
-        yield pa.record_batch([*columns, pa.repeat(True, len(batch))], schema=schema)
-    for batch in load.batches():
-        yield pa.record_batch([*batch.columns, pa.repeat(False, len(batch))], schema=schema)
+def _flagged(load: Load, gone: pa.Table) -> pa.RecordBatchReader:
+    """The rows that make way, which are flagged, and then those of the load."""
+    schema = load.schema.append(pa.field(FLAG, pa.bool_()))
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        for batch in gone.to_batches():
+            columns = [
+                batch.column(field.name) if field.name in load.by else pa.nulls(len(batch), field.type)
+                for field in load.schema
+            ]
+            yield pa.record_batch([*columns, pa.repeat(True, len(batch))], schema=schema)
+        for batch in load.batches():
+            yield pa.record_batch([*batch.columns, pa.repeat(False, len(batch))], schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, rows())
 
 
 def _identifier(run: tuple[str, str]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from batchnlp.errors import MissingExtraError
 from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.base import Held, Load
@@ -56,10 +58,12 @@ class DuckDB:
         for name in new_columns(self._columns(load.table), wanted, load.table):
             self._execute(f"alter table {table} add column {quoted_column(name)} {wanted[name]}")
         if load.mode == "replace":
-            self._remove(table, load)
+            self._remove(table, load.gone() if load.by else None)
         with load.gone.checked():
             rows, values = self._rows(load, wanted)
             self._execute(_merge(table, rows, load) if load.mode == "upsert" else _insert(table, rows, load), values)
+        if load.mode == "upsert" and len(load.gone.deleted()):
+            self._remove(table, load.gone.deleted())
         self._account.note(load)
 
     def _rows(self, load: Load, wanted: dict[str, str]) -> tuple[str, list[Any]]:
@@ -72,12 +76,13 @@ class DuckDB:
         columns = ", ".join(f"{name}::{kind} as {name}" for name, kind in named.items())  # vectors are lists in Parquet
         return f"(select {columns} from read_parquet($1, hive_partitioning = false))", [paths]
 
-    def _remove(self, table: str, load: Load) -> None:
-        if not load.by:
+    def _remove(self, table: str, gone: pa.Table | None) -> None:
+        """The rows like these; all rows without any."""
+        if gone is None:
             self._execute(f"delete from {table}")
             return
-        self._connection.register("_batchnlp_gone", load.gone())
-        self._execute(f"delete from {table} as t using _batchnlp_gone as g where {alike(load.gone(), 't', 'g')}")
+        self._connection.register("_batchnlp_gone", gone)
+        self._execute(f"delete from {table} as t using _batchnlp_gone as g where {alike(gone, 't', 'g')}")
 
     def finalize(self) -> None:
         """Commit."""

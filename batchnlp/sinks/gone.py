@@ -17,21 +17,32 @@ from batchnlp.sinks.columns import Types, fit, fit_schema
 
 
 class Gone:
-    """Each value once, read when first asked for. For an upsert they are keys, and null or double ones are refused."""
+    """Each value once, read when first asked for. For an upsert they are keys, and null or double ones are refused.
+
+    `deletes` are files with keys of rows that make way for nothing.
+    """
 
     def __init__(
-        self, spec: SinkSpec, by: Sequence[str], paths: Sequence[str], schema: pa.Schema, types: Types
-    ) -> None:
-        self._spec, self._paths, self._whole, self._types = spec, paths, schema, types
+        self, spec: SinkSpec, by: Sequence[str], paths: Sequence[str], deletes: Sequence[str], schema: pa.Schema, types: Types
+    ) -> None:  # fmt: skip
+        self._spec, self._paths, self._deletes, self._whole, self._types = spec, paths, deletes, schema, types
         self._by = list(by)
         self._lock = threading.Lock()
-        self._found: pa.Table | None = None
+        self._found: tuple[pa.Table, pa.Table] | None = None
 
     def __call__(self) -> pa.Table:
         """The values, as the warehouse has them."""
+        rows, deleted = self._both()
+        return pa.concat_tables([rows, deleted]) if len(deleted) else rows
+
+    def deleted(self) -> pa.Table:
+        """Those of them that no row of the load has."""
+        return self._both()[1]
+
+    def _both(self) -> tuple[pa.Table, pa.Table]:
         with self._lock:
             if self._found is None:
-                self._found = self._read() if self._by else pa.table({})
+                self._found = self._read() if self._by else (pa.table({}), pa.table({}))
             return self._found
 
     @contextmanager
@@ -43,14 +54,20 @@ class Gone:
             if keys is not None:
                 keys.result()
 
-    def _read(self) -> pa.Table:
+    def _read(self) -> tuple[pa.Table, pa.Table]:
         schema = pa.schema([self._whole.field(name) for name in self._by])
         every = pa.Table.from_batches(batches(self._paths, self._whole, self._by), schema)
         distinct = _distinct(every)
         if self._spec.mode == "upsert":
             self._check(every, distinct)
-        fitted = fit_schema(schema, self._types)
-        return pa.Table.from_batches([fit(batch, fitted, self._types) for batch in distinct.to_batches()], fitted)
+        deleted = pa.Table.from_batches(batches(self._deletes, self._whole, self._by), schema)
+        if len(deleted):  # a retry may have brought back what failed
+            deleted = deleted.filter(pc.invert(pc.is_in(deleted.column(0), value_set=distinct.column(0))))
+        return self._fitted(distinct), self._fitted(deleted)
+
+    def _fitted(self, rows: pa.Table) -> pa.Table:
+        fitted = fit_schema(rows.schema, self._types)
+        return pa.Table.from_batches([fit(batch, fitted, self._types) for batch in rows.to_batches()], fitted)
 
     def _check(self, every: pa.Table, distinct: pa.Table) -> None:
         for name in self._by:

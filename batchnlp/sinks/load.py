@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from batchnlp import registry
+from batchnlp.data.parts import is_log
 from batchnlp.data.results import Finished, batches, finished, schema_of
 from batchnlp.errors import BatchnlpError, CorruptError, SinkError, SpecError
 from batchnlp.job.sinks import SinkSpec
@@ -33,6 +34,7 @@ class Loaded:
     table: str
     runs: list[str] = field(default_factory=list)  # that the table, or one of an unnested column, did not hold before
     rows: int = 0  # documents loaded now
+    deleted: int = 0  # documents that a log of changes takes away
     seconds: float = 0.0
 
 
@@ -44,9 +46,11 @@ class _Unit:
     files: list[tuple[Finished, tuple[PartFile, ...]]]
     partition_by: tuple[str, ...]
 
-    @property
-    def rows(self) -> int:
-        return sum(file.rows for _, files in self.files for file in files)
+    def rows(self, *kinds: str) -> int:
+        return sum(file.rows for _, files in self.files for file in files if file.kind in kinds)
+
+    def paths(self, *kinds: str) -> list[str]:
+        return [path for run, files in self.files for path in run.paths([f for f in files if f.kind in kinds])]
 
     @property
     def schema(self) -> pa.Schema:
@@ -67,7 +71,8 @@ def load(root: str, spec: SinkSpec) -> Loaded:
             sink.start()
             for unit, shape in _missing(sink, spec, runs):
                 sink.write(_load(sink, spec, unit, shape, problems))
-                loaded.rows += unit.rows if shape.main else 0
+                loaded.rows += unit.rows("rows") if shape.main else 0
+                loaded.deleted += unit.rows("delete") if shape.main else 0
                 runs_now.update((run.run, None) for run in unit.runs)
             sink.finalize()
     except answers as error:
@@ -93,7 +98,19 @@ def check(spec: SinkSpec, schema: pa.Schema, partition_by: Sequence[str]) -> Non
     if spec.mode == "replace_partition" and not columns and spec.partition_by is None:
         hint = "name them in sinks.partition_by or output.partition_by; [] there means the whole table"
         raise SpecError("sinks.write: replace_partition needs partition columns", hint)
+    if is_log(schema):
+        _check_log(spec)
     shapes(spec, schema, columns)
+
+
+def _check_log(spec: SinkSpec) -> None:
+    """A log of changes says of a row that goes no more than its id."""
+    if spec.mode == "replace_partition":
+        raise SpecError("sinks.write: replace_partition cannot follow a log of changes", "use upsert, or append")
+    if spec.mode == "upsert" and spec.keys != ["id"]:
+        raise SpecError(f"sinks.key is {', '.join(spec.keys)}, but a log of changes deletes by id", "use key: id")
+    if spec.mode == "append" and spec.unnest:
+        raise SpecError("sinks.unnest: in an appended log nobody could tell old entries from new", "use write: upsert")
 
 
 def _partition_by(spec: SinkSpec, output: Sequence[str]) -> tuple[str, ...]:
@@ -124,10 +141,11 @@ def _files(spec: SinkSpec, run: Finished, held: Held) -> tuple[PartFile, ...]:
 
 
 def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[BatchnlpError]) -> Load:
-    paths = [path for run, files in unit.files for path in run.paths(files)]
+    kinds = ("rows", "delete") if spec.mode == "append" else ("rows",)
+    paths = unit.paths(*kinds)
     schema = fit_schema(shape.schema, sink.types)
     mode, by = _mode(spec, unit, shape)
-    gone = Gone(spec, by, paths, unit.schema, sink.types)
+    gone = Gone(spec, by, paths, unit.paths("delete"), unit.schema, sink.types)
 
     def rows() -> Iterator[pa.RecordBatch]:
         try:
@@ -149,11 +167,9 @@ def _load(sink: Sink, spec: SinkSpec, unit: _Unit, shape: Shape, problems: list[
         return paths
 
     as_they_are = shape.main and schema == shape.schema and all(run.schema == unit.schema for run in unit.runs)
-    about = {(run.job, run.run): run.generation for run in unit.runs}
+    about, count = {(run.job, run.run): run.generation for run in unit.runs}, unit.rows(*kinds)
     partition_by = tuple(name for name in unit.partition_by if name in schema.names)
-    return Load(
-        shape.table, about, mode, schema, by, gone, partition_by, unit.rows, rows, files if as_they_are else None
-    )
+    return Load(shape.table, about, mode, schema, by, gone, partition_by, count, rows, files if as_they_are else None)
 
 
 def _mode(spec: SinkSpec, unit: _Unit, shape: Shape) -> tuple[Mode, tuple[str, ...]]:

@@ -63,9 +63,11 @@ class Postgres:
         self._shape(load)
         if load.mode == "upsert":
             self._upsert(load)
+            if len(load.gone.deleted()):
+                self._remove(load.table, load.gone.deleted())
         else:
             if load.mode == "replace":
-                self._remove(load)
+                self._remove(load.table, load.gone() if load.by else None)
             self._copy(load.table, load.reader())
         self._account.note(load)
 
@@ -105,14 +107,14 @@ class Postgres:
         if not found:
             self._execute(f"create unique index on {quoted(load.table)} ({keys})")
 
-    def _remove(self, load: Load) -> None:
-        table = quoted(load.table)
-        if not load.by:
-            self._execute(f"delete from {table}")
+    def _remove(self, table: str, gone: pa.Table | None) -> None:
+        """The rows like these; all rows without any."""
+        if gone is None:
+            self._execute(f"delete from {quoted(table)}")
             return
-        self._stage(GONE, load.gone().schema, load.gone())
+        self._stage(GONE, gone.schema, gone)
         self._execute(f"analyze {GONE}")
-        self._execute(f"delete from {table} as t using {GONE} as g where {alike(load.gone(), 't', 'g')}")
+        self._execute(f"delete from {quoted(table)} as t using {GONE} as g where {alike(gone, 't', 'g')}")
         self._execute(f"drop table {GONE}")
 
     def _stage(self, name: str, schema: pa.Schema, rows: Any) -> None:

@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.types as pt
+
+from batchnlp.data.hashing import joined_rows
 
 File = TypeVar("File")
 ROWS = 4_000_000  # whose values are compared at a time
@@ -61,15 +62,6 @@ def _groups(files: Iterable[tuple[File, int]]) -> Iterator[list[File]]:
 
 
 def _joined(rows: pa.Table) -> pa.ChunkedArray:
-    """One value a row that is the same where all columns are: each with its length before it, so that none runs into the
-    next."""
+    """One value a row that is the same where all columns are."""
     columns = rows.columns
-    if len(columns) == 1 and not columns[0].null_count:
-        return columns[0]
-    return pc.binary_join_element_wise(*map(_framed, columns), b"")
-
-
-def _framed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    text = column if pt.is_binary(column.type) else column.cast(pa.string()).cast(pa.binary())
-    length = pc.binary_length(text).cast(pa.string()).cast(pa.binary())
-    return pc.binary_join_element_wise(length, text, b":").fill_null(b"-")
+    return columns[0] if len(columns) == 1 else joined_rows(columns)

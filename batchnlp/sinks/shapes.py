@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 
+from batchnlp.data.parts import is_log
 from batchnlp.errors import SpecError
 from batchnlp.job.sinks import SinkSpec
-from batchnlp.types import nearest
+from batchnlp.types import OP, REVISION
+from batchnlp.words import nearest
 
 POSITION = "position"
 
@@ -41,7 +43,10 @@ def shapes(spec: SinkSpec, schema: pa.Schema, partition_by: tuple[str, ...]) -> 
         raise SpecError(f"sinks.unnest names {within[0]!r}, which the table needs", "leave it out")
     children = [_child(spec.table, name, schema, tuple(own)) for name in spec.unnest]
     # A column without a type yet is made when it has one: it could not change it later.
-    kept = tuple(field.name for field in schema if field.name not in spec.unnest and not pt.is_null(field.type))
+    # What a log says of its changes is done in an upsert, not kept.
+    done = (REVISION, OP) if is_log(schema) and spec.mode == "upsert" else ()
+    left_out = {*spec.unnest, *done}
+    kept = tuple(field.name for field in schema if field.name not in left_out and not pt.is_null(field.type))
     main = Shape(spec.table, kept, pa.schema([schema.field(name) for name in kept]), _same, main=True)
     return [*children, main]
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from batchnlp import registry
 from batchnlp.data.results import Finished, finished, schema_of
+from batchnlp.errors import SpecError
 from batchnlp.job.sinks import StatementSpec
 from batchnlp.sinks.columns import Types, fit_schema
 from batchnlp.sinks.shapes import check_names
@@ -56,6 +57,9 @@ def statements(root: str, spec: StatementSpec) -> list[str]:
     """The statements that load an output, in order. Raises OutputError where it is not finished."""
     runs = finished(root)
     dialect: Dialect = registry.load(registry.STATEMENTS, spec.kind)(spec)
+    if any(run.log for run in runs) and spec.mode == "upsert":
+        hint = "use write: append, and a view of the newest revision of each id"
+        raise SpecError(f"the statements for {spec.kind} cannot upsert a log of changes, which also deletes", hint)
     schema = fit_schema(schema_of(runs), dialect.types)
     check_names(schema, spec.keys, "key")
     loads = (statement for portion in _portions(runs, dialect.types) for statement in dialect.load(portion))

@@ -95,12 +95,16 @@ def answers(task: Task, encoded: Encoded, raw: Raw, failures: Iterable[Failure] 
     found = [*failures, *encoded.failures, *raw.failures]
     failed = {failure.doc for failure in found}
     found += [failure for failure in _unanswered(verdict) if failure.doc not in failed]
-    counts = task.counts(encoded, raw)
+    return result_table(task.fields, columns, task.counts(encoded, raw)), found
+
+
+def result_table(fields: list[pa.Field], columns: Sequence[pa.Array], counts: Counts) -> pa.Table:
+    """The task's columns and the counts."""
     numbers = counts.n_tokens, counts.n_tokens_used, counts.n_windows
     arrays = [*columns, *(pa.array(values, mask=values < 0) for values in numbers)]
     arrays.append(pa.array(counts.n_tokens_used < counts.n_tokens))
-    schema = pa.schema([*task.fields, *COUNT_FIELDS])
-    return pa.table(arrays, names=schema.names).cast(schema), found
+    schema = pa.schema([*fields, *COUNT_FIELDS])
+    return pa.table(arrays, names=schema.names).cast(schema)
 
 
 def _unanswered(verdict: Verdict) -> list[Failure]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from batchnlp.errors import SpecError
-from batchnlp.types import ModelFiles, nearest
+from batchnlp.types import ModelFiles
+from batchnlp.words import nearest
 
 CODED = {"m2m_100", "nllb-moe", "mbart", "plbart"}
 CODE = re.compile(r"__([a-z]{2,3})__|([a-z]{2,3}_[A-Z][A-Za-z]{1,3})|(__(?:java|python|en_XX)__)")

@@ -125,7 +125,7 @@ class Match:
             "fresh": entry.fresh, "warm_up": not entry.fresh and entry.warm_up,
         }  # fmt: skip
         script, log = self._scripts / f"{entry.script}.py", self._folder / f"{name}.log"
-        return Process(python, script, setup, log, seconds=3600 + work["rows"])  # a night for the whole corpus, one by one
+        return Process(python, script, setup, log, seconds=3600 + work.get("rows", 0))  # a night for the whole corpus, one by one
 
     def _round(self, name: str, work: Facts) -> Facts | None:
         before = {other: process.cpu_seconds() for other, process in self._alive.items() if other != name}

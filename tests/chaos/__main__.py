@@ -17,7 +17,7 @@ from random import Random
 
 from chaos.table import ROWS, Outcome, Place, draw, line, play, summary
 
-MODULES: tuple[str, ...] = ("kills", "documents", "cluster")  # whose rows make the table, in this order
+MODULES: tuple[str, ...] = ("kills", "documents", "cluster", "stores")  # whose rows make the table, in this order
 
 
 def main() -> int:

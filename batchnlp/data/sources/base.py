@@ -29,6 +29,7 @@ class Bad(NamedTuple):
     code: str
     message: str
     judged: bool = True  # False when the filter cannot be asked, because its columns are unknown
+    lost: bool = False  # it stands for all rows of what was read that are lost
 
 
 class Run(NamedTuple):
@@ -45,6 +46,7 @@ class Rows:
     table: pa.Table
     bad: tuple[Bad, ...] = ()
     line: Callable[[int], int] = lambda at: -1  # row inside what was read → line from 1; asked for failures only
+    places: Int64 | None = None  # [rows] where they were in the segment, if some of it is lost
 
 
 def lines_from(first: int, find: Callable[[], Sequence[int]]) -> Callable[[int], int]:

@@ -18,6 +18,7 @@ from batchnlp.data.sources.base import Bad, Rows, lines_from
 from batchnlp.data.sources.columns import fit, halve
 from batchnlp.data.sources.infer import infer_strings, parse
 from batchnlp.data.sources.lines import BOM, FIRST, LineReader, Records, is_utf8
+from batchnlp.data.sources.salvage import Damaged
 from batchnlp.data.sources.storage import Store, broken
 from batchnlp.errors import CorruptError, SourceError
 from batchnlp.types import InputFile, Segment, SourceConfig
@@ -43,9 +44,11 @@ class _TooLong(Exception):
 class _Lines:
     """Lines as latin-1, so that characters are bytes, with the place they end at."""
 
-    def __init__(self, stream: IO[bytes] | pa.NativeFile) -> None:
+    def __init__(self, stream: IO[bytes] | pa.NativeFile, *, whole: bool) -> None:
+        """`whole`: from the file's beginning, where there may be a byte order mark; anywhere else that is text."""
         self._stream = io.BufferedReader(stream, 1 << 20)  # type: ignore[type-var]
         self.offset = self.number = 0
+        self._mark = BOM if whole else b""
 
     def __iter__(self) -> _Lines:
         return self
@@ -54,7 +57,7 @@ class _Lines:
         line = self._stream.readline(base.MAX_RECORD + 1)
         if not line:
             raise StopIteration
-        bom = len(BOM) if self.offset == 0 and line.startswith(BOM) else 0
+        bom = len(self._mark) if self.offset == 0 and line.startswith(self._mark) else 0
         self.offset += len(line)
         self.number += 1
         if len(line) > base.MAX_RECORD and not line.endswith(b"\n"):
@@ -66,10 +69,10 @@ class _Lines:
         return line[bom:].decode("latin-1")
 
 
-def find_records(stream: IO[bytes] | pa.NativeFile, delimiter: str) -> Iterator[Record]:
-    """All records of a stream that are not empty."""
+def find_records(stream: IO[bytes] | pa.NativeFile, delimiter: str, *, whole: bool = True) -> Iterator[Record]:
+    """All records that are not empty of a stream, which is a whole file or some of its lines."""
     csv.field_size_limit(base.MAX_RECORD)
-    lines = _Lines(stream)
+    lines = _Lines(stream, whole=whole)
     reader = csv.reader(lines, delimiter=delimiter)
     while True:
         start, line = lines.offset, lines.number
@@ -114,7 +117,7 @@ class CsvReader(LineReader):
 
     def probed(self, file: InputFile, offset: int, raw: bytes) -> Iterator[Records]:
         """See `LineReader`. Inside a quoted field this goes wrong: most of what it finds is ragged, and left out."""
-        found = find_records(io.BytesIO(raw), _delimiter(file))
+        found = find_records(io.BytesIO(raw), _delimiter(file), whole=offset == 0)
         if offset == 0:
             next(found, None)
         return _blocks(found)
@@ -158,17 +161,29 @@ def _names(file: InputFile, header: Record) -> list[str]:
 
 
 def _lines(raw: bytes, file: InputFile) -> list[int]:
-    return [record.line for record in find_records(io.BytesIO(raw), _delimiter(file))]
+    return [record.line for record in find_records(io.BytesIO(raw), _delimiter(file), whole=False)]
 
 
 def _blocks(found: Iterator[Record]) -> Iterator[Records]:
-    while block := [record[:3] for record in islice(found, TOGETHER)]:
+    """Some at a time; all that come before an error."""
+    block: list[tuple[int, int, int]] = []
+    try:
+        for record in found:
+            block.append(record[:3])
+            if len(block) == TOGETHER:
+                yield Records(*np.array(block, np.int64).T)
+                block = []
+    except Damaged:
+        if block:
+            yield Records(*np.array(block, np.int64).T)
+        raise
+    if block:
         yield Records(*np.array(block, np.int64).T)
 
 
 def _fast(raw: bytes, rows: int, names: list[str], columns: list[str], delimiter: str) -> pa.Table | None:
     """The columns as strings; None unless it is certain that they are what the csv module would find."""
-    if LONE_RETURN.search(raw) or not is_utf8(raw):
+    if raw.startswith(BOM) or LONE_RETURN.search(raw) or not is_utf8(raw):
         return None
     places = [str(at) for at in range(len(names))]  # a file may have two columns of one name
     wanted = [places[names.index(column)] for column in columns]
@@ -190,7 +205,7 @@ def _slow(raw: bytes, names: list[str], columns: list[str], delimiter: str) -> t
     """The same, record by record."""
     rows: list[list[bytes] | None] = []
     bad: list[Bad] = []
-    for at, record in enumerate(find_records(io.BytesIO(raw), delimiter)):
+    for at, record in enumerate(find_records(io.BytesIO(raw), delimiter, whole=False)):
         problem = _problem(record, len(names))
         rows.append(None if problem else record.fields)
         if problem:

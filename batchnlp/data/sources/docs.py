@@ -18,18 +18,18 @@ class Piece(NamedTuple):
     at: int  # index of the file
     file: InputFile
     start: int  # row of the segment's first row in the file
-    rows: Rows
-    chosen: Int64 | None  # positions of the selected rows; None for all
+    rows: Rows  # with a table of the selected rows alone
+    chosen: Int64  # where these are in what was read
+    lost: int = 0  # selected rows that the entry of lost ones stands for
 
 
 def documents(config: SourceConfig, schema: pa.Schema, pieces: list[Piece]) -> Docs:
     """All pieces of a shard, one after the other."""
     tables = [piece.rows.table.select(schema.names) for piece in pieces]
-    chosen = [np.arange(t.num_rows) if p.chosen is None else p.chosen for t, p in zip(tables, pieces, strict=True)]
-    cut = [t if p.chosen is None else t.take(p.chosen) for t, p in zip(tables, pieces, strict=True)]
+    chosen = [piece.chosen for piece in pieces]
     bare = schema.remove_metadata()
-    table = pa.concat_tables([t.cast(bare) for t in cut]) if cut else bare.empty_table()
-    rows = [p.start + c for p, c in zip(pieces, chosen, strict=True)]
+    table = pa.concat_tables([t.cast(bare) for t in tables]) if tables else bare.empty_table()
+    rows = [p.start + (c if p.rows.places is None else p.rows.places[c]) for p, c in zip(pieces, chosen, strict=True)]
     row = np.concatenate([np.zeros(0, np.int64), *rows])
     piece = np.repeat(np.arange(len(pieces)), np.array([len(c) for c in chosen], np.int64))  # [rows] which it is of
     ids = _flat(table.column(config.id)) if config.id else _generated(pieces, row, piece)
@@ -73,12 +73,13 @@ def _failures(pieces: list[Piece], chosen: list[Int64], ids: pa.Array) -> tuple[
     offset = 0
     for piece, rows in zip(pieces, chosen, strict=True):
         reasons = {bad.at: (bad.code, bad.message) for bad in reversed(piece.rows.bad)}
+        lost = {bad.at for bad in piece.rows.bad if bad.lost}
         for doc in missing[(missing >= offset) & (missing < offset + len(rows))]:
             reasons.setdefault(int(rows[doc - offset]), ("null_id", "the id is null"))
         for at in sorted(reasons):
             position = int(np.searchsorted(rows, at))
             if position < len(rows) and rows[position] == at:
                 code, message = reasons[at]
-                found.append(Failure(offset + position, "read", code, message))
+                found.append(Failure(offset + position, "read", code, message, rows=piece.lost if at in lost else 1))
         offset += len(rows)
     return tuple(found)

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchnlp.data.remote import reason
 from batchnlp.data.sources.columns import nulls
-from batchnlp.data.sources.storage import reason
 from batchnlp.errors import SourceError
 from batchnlp.types import Int64
 

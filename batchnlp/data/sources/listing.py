@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable
 from itertools import takewhile
 
+from batchnlp.data.remote import below, is_remote
 from batchnlp.data.sources import partitions
 from batchnlp.data.sources.places import Found, find, local
-from batchnlp.data.sources.storage import is_remote
 from batchnlp.data.store import CONTROL
 from batchnlp.errors import SourceError
 from batchnlp.types import InputFile, SourceConfig
@@ -60,10 +60,8 @@ def _identity(path: str) -> str:
 
 def _refuse_results(path: str, output: str | None) -> None:
     """Results as their own input would make another corpus of it each time; control files are no corpus at all."""
-    if is_remote(path.removeprefix("file://")):
-        return
-    full = local(path)
-    if CONTROL in full.split(os.sep):
+    full = path.rstrip("/") if is_remote(path.removeprefix("file://")) else local(path)
+    if CONTROL in full.split("/" if is_remote(full) else os.sep):
         raise SourceError(f"{path} is among the control files of a run", "its results are beside them")
     if output and _below(full, output):
         hint = "choose an output.path beside the source, or below it"
@@ -71,13 +69,15 @@ def _refuse_results(path: str, output: str | None) -> None:
 
 
 def _below(path: str, top: str) -> bool:
+    if is_remote(path) or is_remote(top):
+        return is_remote(path) and is_remote(top) and below(path, top)
     real, above = os.path.realpath(path), os.path.realpath(top)
     return real == above or real.startswith(os.path.join(above, ""))
 
 
 def _listed(path: str, config: SourceConfig, output: str | None) -> list[InputFile]:
     place = find(path, config.split)
-    entries = [entry for entry in place.files if not output or is_remote(entry.path) or not _below(entry.path, output)]
+    entries = [entry for entry in place.files if not output or not _below(entry.path, output)]
     files = [file for entry in entries if (file := _input(entry, place.format or config.format)) is not None]
     if files:
         return files

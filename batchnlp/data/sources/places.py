@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from batchnlp.data.sources.storage import filesystem, is_remote, reason, stamp
+from batchnlp.data.remote import filesystem, is_remote, reason
+from batchnlp.data.sources.storage import stamp
 from batchnlp.data.store import CONTROL
 from batchnlp.errors import MissingExtraError, SourceError
-from batchnlp.types import nearest
+from batchnlp.words import nearest
 
 DATASETS = "datasets://"
 
@@ -164,12 +165,15 @@ def _json(path: str) -> dict[str, Any]:
 
 
 def _remote(uri: str) -> Place:
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, SourceError)
     try:
         if glob.has_magic(path):
-            details = fs.glob(path, detail=True)
+            details = _outside(fs, path, fs.glob(path, detail=True))
         elif fs.isdir(path):
-            details = {name: info for name, info in fs.find(path, detail=True).items() if _visible(name, path)}
+            found = fs.find(path, detail=True)
+            outputs = {name.partition(f"/{CONTROL}/")[0] for name in found if f"/{CONTROL}/" in name}
+            outputs.discard(path.rstrip("/"))
+            details = {n: info for n, info in found.items() if _visible(n, path) and not outputs & set(_folders(n))}
         elif fs.exists(path):
             return Place([_entry(fs, fs.info(path))], exact=True)
         else:
@@ -180,6 +184,22 @@ def _remote(uri: str) -> Place:
     if not files:
         raise SourceError(f"{uri} does not exist, or holds no file", "check the address")
     return Place(files)
+
+
+def _outside(fs: Any, pattern: str, found: dict[str, Any]) -> dict[str, Any]:
+    """What a pattern matches, less the control files of outputs of batchnlp, and less their results where `**` led."""
+    found = {name: info for name, info in found.items() if CONTROL not in name.split("/")}
+    if "**" not in pattern:
+        return found
+    folders = {folder for name in found for folder in _folders(name)}
+    outputs = {folder for folder in folders if fs.isdir(f"{folder}/{CONTROL}")}
+    return {name: info for name, info in found.items() if not outputs & set(_folders(name))}
+
+
+def _folders(name: str) -> list[str]:
+    """All folders that a file is in."""
+    parts = name.split("/")[:-1]
+    return ["/".join(parts[: i + 1]) for i in range(len(parts))]
 
 
 def _visible(name: str, top: str) -> bool:

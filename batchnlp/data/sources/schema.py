@@ -12,7 +12,8 @@ import pyarrow.types as pt
 from batchnlp.data.sources import filters, partitions
 from batchnlp.data.sources.columns import is_string, is_text, is_turns, plain
 from batchnlp.errors import SourceError
-from batchnlp.types import InputFile, SourceConfig, nearest
+from batchnlp.types import InputFile, SourceConfig
+from batchnlp.words import nearest
 
 EXTRA = b"batchnlp.filter_columns"
 THREADS = 8  # a footer or a first block a file: waiting, mostly

@@ -64,7 +64,8 @@ def _segments(group: list[Run]) -> tuple[Segment, ...]:
     for segment, _ in group:
         last = out[-1] if out else None
         follows = last is not None and (last.file, last.stop) == (segment.file, segment.start)
-        if last is None or not follows or too_large(last) or too_large(segment):
+        alone = segment.lost or too_large(segment) or (last is not None and too_large(last))
+        if last is None or not follows or alone:
             out.append(segment)
         else:
             end = segment.offset + segment.length

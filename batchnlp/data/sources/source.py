@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import pyarrow as pa
 
-from batchnlp.data.sources import filters, partitions
-from batchnlp.data.sources.base import Limits, Reader, Rows, Run
+from batchnlp.data.sources import filters, partitions, selection
+from batchnlp.data.sources.base import Bad, Limits, Reader, Rows, Run
+from batchnlp.data.sources.columns import nulls
 from batchnlp.data.sources.docs import Piece, documents
 from batchnlp.data.sources.formats import READERS
 from batchnlp.data.sources.listing import list_files
+from batchnlp.data.sources.repeats import MARK, SCHEMA, Ids, Repeats, find_repeats, hashes, numbered, place_of, settle
 from batchnlp.data.sources.schema import agree, wanted
 from batchnlp.data.sources.shards import pack
-from batchnlp.data.sources.storage import Store
+from batchnlp.data.sources.storage import Store, is_damage
 from batchnlp.errors import CorruptError, SourceError
-from batchnlp.types import Docs, InputFile, Int64, Segment, Shard, SourceConfig
+from batchnlp.types import Docs, InputFile, Int64, Segment, Shard, SourceConfig, many
 
 SPOTS = (16, 64)  # places that a sample comes from, at least and at most
 
@@ -31,18 +35,30 @@ class Source:
         self.config = config
         self.files = files
         self.schema = schema
-        self._store = Store(spool)
+        self._store = Store(spool, salvage=config.on_bad_file == "salvage")
         self._readers: dict[str, Reader] = {name: make(self._store, config) for name, make in READERS.items()}
+        self.repeats: Repeats | None = None  # where the plan has found that ids are repeated
 
     @classmethod
     def open(cls, config: SourceConfig, output: str | None = None) -> Source:
         """Lists the files, less those in `output`, and checks their columns; writes nothing. Every problem is a
         `SourceError`."""
         listed = list_files(config, output)
-        store = Store()
+        store = Store(salvage=config.on_bad_file == "salvage")
         readers = {name: make(store, config) for name, make in READERS.items()}
-        files, schema = agree(config, listed, lambda file: readers[file.format].inspect(file))
-        return cls(config, files, schema)
+        damage: dict[str, str] = {}
+
+        def inspect(file: InputFile) -> pa.Schema | None:
+            try:
+                return readers[file.format].inspect(file)
+            except SourceError as error:
+                if not store.salvage or not is_damage(error.__cause__) or len(damage) == len(listed) - 1:
+                    raise
+                damage[file.path] = error.message
+                return None
+
+        files, schema = agree(config, listed, inspect)
+        return cls(config, tuple(dataclasses.replace(f, damage=damage.get(f.path, "")) for f in files), schema)
 
     def __reduce__(self) -> tuple[type[Source], tuple[SourceConfig, tuple[InputFile, ...], pa.Schema, str | None]]:
         return Source, (self.config, self.files, self.schema, self._store.spool)
@@ -50,6 +66,8 @@ class Source:
     @property
     def id_type(self) -> pa.DataType:
         """The type of `Docs.ids`."""
+        if self.config.on_duplicate_id == "suffix":
+            return pa.string()
         return self.schema.field(self.config.id).type if self.config.id else pa.string()
 
     def shards(self, rows_per_shard: int | None, max_rows: int, max_bytes: int) -> list[Shard]:
@@ -71,7 +89,63 @@ class Source:
     def read(self, shard: Shard) -> Docs:
         """The selected rows of the shard, good and bad."""
         pieces = [self._piece(segment) for segment in shard.segments]
-        return documents(self.config, self.schema, pieces)
+        docs = documents(self.config, self.schema, pieces)
+        if self.repeats is not None:
+            found = [self.repeats.of(s.file, s.start, s.stop) for s in shard.segments if not s.lost]
+            docs = settle(
+                docs, pa.concat_tables([SCHEMA.empty_table(), *found]), self.files, self.config.on_duplicate_id
+            )
+        suffixed = self.config.on_duplicate_id == "suffix"
+        return dataclasses.replace(docs, ids=docs.ids.cast(self.id_type)) if suffixed else docs
+
+    def find_repeats(self, shards: Sequence[Shard]) -> pa.Table:
+        """The rows whose id a row before them has, as `repeats.SCHEMA` says; SourceError where that is not allowed."""
+        if not self.config.id:
+            return SCHEMA.empty_table()
+        found = find_repeats(self._ids(shards), sum(shard.rows for shard in shards))
+        if len(found) and self.config.on_duplicate_id == "fail":
+            one = found.slice(0, 1).to_pylist()[0]
+            file, first = self.files[one["file"]].name, self.files[one["first_file"]].name
+            what = f"{file}: row {one['row']} has the id of row {one['first_row']} of {first}"
+            hint = "set source.on_duplicate_id to keep_first or suffix, or name another source.id"
+            raise SourceError(f"{what}; {many(len(found), 'row')} of the corpus repeat an id", hint)
+        if len(found) and self.config.on_duplicate_id == "suffix":
+            self._check_numbered(found, shards)
+        return found
+
+    def _ids(self, shards: Iterable[Shard]) -> Iterator[Ids]:
+        """The ids of all selected rows, a run at a time."""
+        asked = {self.config.id, *(part[0] for part in self.config.filter)}
+        for segment in (segment for shard in shards for segment in shard.segments if not segment.lost):
+            schema = pa.schema([field for field in self._wanted if field.name in asked])
+            if not len(partitions.without(schema, self.files[segment.file])):
+                schema = self._wanted  # all that is asked for stands in the path
+            try:
+                rows = self._rows(segment, schema)
+            except CorruptError as error:
+                raise SourceError(error.message, error.hint) from error  # nothing has been started yet
+            chosen, places = self._chosen(rows), rows.places
+            chosen = np.arange(rows.table.num_rows) if chosen is None else chosen
+            ids = rows.table.column(self.config.id).combine_chunks().take(pa.array(chosen))
+            yield Ids(segment.file, segment.start + (chosen if places is None else places[chosen]), ids)
+
+    def _check_numbered(self, found: pa.Table, shards: Sequence[Shard]) -> None:
+        """That no id is one that a repeat would get."""
+        given = pa.chunked_array(self._numbered(found, shards), pa.string()).cast(pa.large_string())
+        taken = np.concatenate([hashes(chunk)[0] for chunk in given.chunks])
+        for block in self._ids(shards):
+            a, _ = hashes(block.ids.drop_null().cast(pa.large_string()))
+            if np.isin(a, taken).any():
+                what = f"{self.files[block.file].name} has an id that a repeated one would get, as x{MARK}2 for x"
+                raise SourceError(what, "use source.on_duplicate_id=keep_first, or mend the ids")
+
+    def _numbered(self, found: pa.Table, shards: Sequence[Shard]) -> Iterator[pa.Array]:
+        places, numbers = place_of(found["file"], found["row"]), np.asarray(found["nth"])
+        for block in self._ids(shards):
+            at = place_of(np.full(len(block.rows), block.file), block.rows)
+            which = np.flatnonzero(np.isin(at, places))
+            nth = numbers[np.searchsorted(places, at[which])]
+            yield numbered(block.ids.take(pa.array(which)), enumerate(nth.tolist()))
 
     def sample(self, rows: int) -> Docs:
         """Up to `rows` documents, the same ones every time, spread over the corpus."""
@@ -81,6 +155,8 @@ class Source:
         after: Segment | None = None
         for index, part in self._spots(spots):
             reader, file = self._readers[self.files[index].format], self.files[index]
+            if file.damage:
+                continue
             last = after if after and after.file == index else None
             segment = reader.probe(index, file, part, each, last)
             if segment is not None:
@@ -105,15 +181,30 @@ class Source:
 
     def _runs(self, index: int, limits: Limits) -> Iterator[Run]:
         """The runs of one file with the number of their selected rows, less those without any."""
-        file = self.files[index]
-        reader = self._readers[file.format]
-        if self._excluded(file):
+        if self._excluded(self.files[index]):
             return
-        for segment, size in reader.scan(index, file, limits):
+        for segment, size in self._scan(index, limits):
             rows = self._count(segment) if self.config.filter else segment.rows
             if rows:
                 share = rows / (segment.stop - segment.start)
                 yield Run(dataclasses.replace(segment, rows=rows), int(size * share))
+
+    def _scan(self, index: int, limits: Limits) -> Iterator[Run]:
+        """All rows of a file; where it is damaged and to be salvaged, at last a row for those that nobody can count."""
+        file, last = self.files[index], None
+        try:
+            if not file.damage:
+                for run in self._readers[file.format].scan(index, file, limits):
+                    last = run.segment
+                    yield run
+        except SourceError as error:
+            if not self._store.salvage or not is_damage(error.__cause__):
+                raise
+            file = dataclasses.replace(file, damage=error.message)
+            self.files = (*self.files[:index], file, *self.files[index + 1 :])
+        if file.damage:
+            row, end = (last.stop, last.offset + last.length) if last else (0, 0)
+            yield Run(Segment(index, row, row + 1, 1, end, lost=True), 0)
 
     def _excluded(self, file: InputFile) -> bool:
         """Whether the path alone says that no row is selected."""
@@ -128,31 +219,53 @@ class Source:
         """Selected rows. Line formats are read as they will be later, so that bad rows are the same ones."""
         file = self.files[segment.file]
         schema = self._wanted
+        if segment.lost:
+            return 1
         if self._readers[file.format].columnar:
             asked = {part[0] for part in self.config.filter}
             schema = pa.schema([field for field in schema if field.name in asked])
         if not len(partitions.without(schema, file)):
             return segment.stop - segment.start
         try:
-            chosen = self._chosen(self._rows(segment, schema))
+            rows = self._rows(segment, schema)
+            chosen = self._chosen(rows)
         except CorruptError as error:
             raise SourceError(error.message, error.hint) from error  # nothing has been started yet
-        return segment.stop - segment.start if chosen is None else len(chosen)
+        count = segment.stop - segment.start
+        lost = count - rows.table.num_rows  # less the one that stands for them
+        return count if chosen is None else len(chosen) + lost
 
     def _piece(self, segment: Segment) -> Piece:
         file = self.files[segment.file]
         self._store.check(file)
         rows = self._rows(segment, self._wanted)
-        return Piece(segment.file, file, segment.start, rows, self._chosen(rows))
+        chosen = self._chosen(rows)
+        if segment.selected:
+            at = selection.positions(segment.selected)
+            chosen = at if chosen is None else chosen[at]
+        table, lost = rows.table.select(self.schema.names), 0
+        damaged = next((bad.at for bad in rows.bad if bad.lost), None)
+        if chosen is None:
+            chosen = np.arange(table.num_rows)
+        if damaged is not None:
+            lost = segment.rows - (len(chosen) - 1)
+            if lost < 1:  # the filter wants none of them
+                chosen = chosen[chosen != damaged]
+        if len(chosen) < table.num_rows:
+            table = table.take(chosen)  # at once: of many segments only these rows are held together
+        return Piece(segment.file, file, segment.start, replace(rows, table=table), chosen, lost)
 
     def _rows(self, segment: Segment, schema: pa.Schema) -> Rows:
         file = self.files[segment.file]
         count = segment.stop - segment.start
+        if segment.lost:
+            message = f"{file.damage}; nobody knows how many rows are lost"
+            return Rows(nulls(schema, 1), (Bad(0, "lost_rows", message, judged=False, lost=True),))
         rows = self._readers[file.format].read(file, segment, partitions.without(schema, file))
-        if rows.table.num_rows != count:
+        if rows.table.num_rows != count and rows.places is None:
             message = f"{file.name} has {rows.table.num_rows} rows where {count} were planned"
             raise CorruptError(message, "restore it, or start a new run")
-        return Rows(partitions.add(rows.table, count, file, schema), rows.bad, rows.line)
+        return dataclasses.replace(rows, table=partitions.add(rows.table, rows.table.num_rows, file, schema))
 
     def _chosen(self, rows: Rows) -> Int64 | None:
         if not self.config.filter:

@@ -11,36 +11,19 @@ from datetime import datetime
 from threading import Lock
 from typing import Any
 
-import fsspec.core
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from batchnlp.data.remote import filesystem, is_remote, reason
 from batchnlp.data.sources.base import BLOCK
+from batchnlp.data.sources.salvage import Damaged, Salvaged
 from batchnlp.data.store import explain_full
-from batchnlp.errors import BatchnlpError, CorruptError, MissingExtraError, SourceError
+from batchnlp.errors import BatchnlpError, CorruptError, SourceError
 from batchnlp.types import InputFile
 
 CODECS = {"gz": "gzip", "zst": "zstd"}
 BOMB_BYTES, BOMB_RATIO = 1 << 30, 1000  # text does not shrink that much
 STAMPS = ("ETag", "etag", "blob_id", "mtime", "LastModified", "last_modified", "updated", "created")
-
-
-def is_remote(path: str) -> bool:
-    """Whether `path` is a URI; local files are absolute paths."""
-    return "://" in path
-
-
-def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec filesystem of a URI, and the path in it."""
-    try:
-        fs, path = fsspec.core.url_to_fs(uri)
-    except ImportError as error:
-        if uri.startswith(("s3://", "s3a://")):
-            raise MissingExtraError.of("s3fs", "s3") from error
-        raise SourceError(f"{uri}: {error}", "install that package, or copy the files here") from error
-    except (ValueError, OSError) as error:
-        raise SourceError(f"{uri} cannot be opened: {reason(error)}") from error
-    return fs, path
 
 
 def stamp(info: dict[str, Any]) -> str:
@@ -49,11 +32,6 @@ def stamp(info: dict[str, Any]) -> str:
     return str(
         value.timestamp() if isinstance(value, datetime) else value
     )  # some listings say it one way, some another
-
-
-def reason(error: BaseException) -> str:
-    """The error in one line."""
-    return next(iter(str(error).splitlines()), "").rstrip(".") or type(error).__name__
 
 
 @contextmanager
@@ -68,20 +46,28 @@ def broken(what: str, kind: type[BatchnlpError] = SourceError) -> Iterator[None]
         raise kind(f"{what} cannot be read: {reason(error)}", f"{hint}, or leave it out") from error
 
 
+def is_damage(error: BaseException | None) -> bool:
+    """Whether the bytes are to blame, and not whoever could not bring them."""
+    return isinstance(error, pa.ArrowException | EOFError | Damaged) or (type(error) is OSError and error.errno is None)
+
+
 @dataclass(slots=True)
 class _Held:
     """A compressed stream, kept so that the next range does not begin at the start again."""
 
     file: InputFile
-    stream: pa.NativeFile
+    stream: pa.NativeFile | Salvaged
     at: int
 
 
 class Store:
-    """Opens the files of a corpus. With a spool directory, decompressed copies are used where they are there."""
+    """Opens the files of a corpus. With a spool directory, decompressed copies are used where they are there.
 
-    def __init__(self, spool: str | None = None) -> None:
-        self.spool = spool
+    `salvage`: compressed files give all that is before their damage, and then `Damaged`.
+    """
+
+    def __init__(self, spool: str | None = None, *, salvage: bool = False) -> None:
+        self.spool, self.salvage = spool, salvage
         self._held: _Held | None = None
         self._lock = Lock()
 
@@ -98,7 +84,7 @@ class Store:
         """The bytes as stored, seekable."""
         if not is_remote(file.path):
             return pa.memory_map(file.path) if file.size else pa.OSFile(file.path)
-        fs, path = filesystem(file.path)
+        fs, path = filesystem(file.path, SourceError)
         return pafs.PyFileSystem(pafs.FSSpecHandler(fs)).open_input_file(path)
 
     def plain(self, file: InputFile) -> pa.NativeFile | None:
@@ -108,11 +94,13 @@ class Store:
         copy = self._copy(file)
         return pa.memory_map(copy) if copy and os.path.exists(copy) and os.path.getsize(copy) else None
 
-    def stream(self, file: InputFile) -> pa.NativeFile:
+    def stream(self, file: InputFile) -> pa.NativeFile | Salvaged:
         """The decompressed bytes, from the start."""
         plain = self.plain(file)
         if plain is not None:
             return plain
+        if self.salvage:
+            return Salvaged(self.open(file), str(file.compression))
         return pa.CompressedInputStream(self.open(file), CODECS[str(file.compression)])
 
     def bytes_at(self, file: InputFile, offset: int, length: int) -> bytes:
@@ -153,13 +141,19 @@ class Store:
         """The decompressed bytes; what fails here is about the input, never about the disk that they go to."""
         done = 0
         with broken(file.name, CorruptError), self.stream(file) as stream:
-            while block := stream.read(BLOCK):
+            while block := self._block(stream):
                 if (done := done + len(block)) > max(BOMB_BYTES, BOMB_RATIO * file.size):
                     message = f"{file.name} grows more than {BOMB_RATIO:,} times when it is decompressed"
                     raise CorruptError(
                         message, "it looks like a decompression bomb; leave it out, or decompress it first"
                     )
                 yield block
+
+    def _block(self, stream: pa.NativeFile | Salvaged) -> bytes:
+        try:
+            return bytes(stream.read(BLOCK))
+        except Damaged:
+            return b""  # the scan has told of it
 
     def _copy(self, file: InputFile) -> str | None:
         if self.spool is None:
@@ -171,6 +165,6 @@ class Store:
         if not is_remote(path):
             stat = os.stat(path)
             return stat.st_size, str(stat.st_mtime_ns)
-        fs, inner = filesystem(path)
+        fs, inner = filesystem(path, SourceError)
         info = fs.info(inner)
         return int(info.get("size") or 0), stamp(info)

@@ -1,0 +1,122 @@
+"""seq2seq: a text from a text, with an encoder-decoder: summaries, titles, translations.
+
+With `prefix`, every text has it before it, and the model's config says so where `batchnlp summarize` looks for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchnlp.data.sources.columns import is_text
+from batchnlp.errors import ModelError, SourceError
+from batchnlp.job.train import TrainSpec
+from batchnlp.tasks.base import present
+from batchnlp.train.corpus import Rows, Verdict
+from batchnlp.train.examples import NOTHING, Examples, Ragged
+from batchnlp.train.kind import Kind, Tensors
+from batchnlp.train.start import new_model
+from batchnlp.types import Int64
+
+BLOCK = 1000  # targets tokenised at a time
+
+
+class Seq2Seq(Kind):
+    """AutoModelForSeq2SeqLM."""
+
+    head, task = "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"
+
+    def __init__(self, spec: TrainSpec) -> None:
+        super().__init__(spec)
+        self.columns = (spec.target,)
+        if self.start.model is not None and not self.start.model.config.get("is_encoder_decoder"):
+            hint = "start from BART or T5, or from a shape, as bart-mini"
+            raise ModelError(f"{self.start.model.name} is no encoder-decoder", hint)
+        self.prefix = spec.prefix if spec.prefix is not None else self._own_prefix()
+
+    def _own_prefix(self) -> str:
+        params = (self.start.model.config.get("task_specific_params") or {}) if self.start.model else {}
+        return str((params.get("summarization") or {}).get("prefix") or "")
+
+    def check(self, schema: pa.Schema) -> None:
+        """Targets are texts."""
+        kind = schema.field(self.spec.target).type
+        if not is_text(kind):
+            raise SourceError(f"the target column {self.spec.target} is {kind}, not text", "choose another target")
+
+    def judge(self, rows: Rows) -> Verdict:
+        """Rows without a target: `null_target`, `empty_target`, `blank_target`."""
+        _, failures = present(self._targets(rows))
+        return Verdict({f.doc: f.code.replace("_text", "_target") for f in failures}, {})
+
+    def _targets(self, rows: Rows) -> pa.Array:
+        return rows.column(self.spec.target).cast(pa.large_string())
+
+    def encode(self, rows: Rows, *, train: bool) -> Examples:
+        """The texts, and what is to be written for each."""
+        texts = rows.text
+        if self.prefix:
+            nothing = pa.scalar("", pa.large_string())
+            texts = pc.binary_join_element_wise(pa.scalar(self.prefix, pa.large_string()), texts, nothing)
+        found = super().encode(replace(rows, text=texts), train=train)
+        ids, cut = self._written(self._targets(rows).to_pylist())
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat = np.fromiter((token for some in ids for token in some), np.int32, int(lengths.sum()))
+        return replace(found, targets=Ragged.of(flat, lengths), counts=(("targets_truncated", cut),))
+
+    def _written(self, targets: list[str]) -> tuple[list[list[int]], int]:
+        """(tokens of each target as the decoder is to write them, how many were cut)."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.start.path, trust_remote_code=False, local_files_only=True)
+        if hasattr(tokenizer, "src_lang"):
+            raise ModelError("seq2seq does not train models with language codes yet", "start from T5, BART or Marian")
+        most, cut, found = self.spec.max_target_length, 0, []
+        end = tokenizer.eos_token_id
+        for block in _blocks(targets):
+            for ids in tokenizer(text_target=block)["input_ids"]:
+                ids = ids if (ids and ids[-1] == end) or end is None else [*ids, end]
+                cut += len(ids) > most
+                found.append(ids if len(ids) <= most else [*ids[: most - 1], ids[-1]])
+        return found, cut
+
+    def build(self) -> Any:
+        """With its prefix where jobs look for it."""
+        model = super().build() if self.start.model is not None else new_model(self.start)
+        if self.prefix:
+            params = dict(getattr(model.config, "task_specific_params", None) or {})
+            params["summarization"] = {**(params.get("summarization") or {}), "prefix": self.prefix}
+            model.config.task_specific_params = params
+        return model
+
+    def tensors(self, examples: Examples, index: Int64) -> Tensors:
+        """With the targets as labels."""
+        import torch
+
+        assert examples.targets is not None
+        labels = torch.from_numpy(examples.targets.padded(index, NOTHING))
+        return {**super().tensors(examples, index), "labels": labels}
+
+    def measure(self, model: Any, examples: Examples) -> dict[str, float]:
+        """Nats for each token of the targets, and the perplexity."""
+        import torch
+
+        nats, tokens = 0.0, 0
+        for _, tensors, outputs in self.answers(model, examples):
+            logits, labels = outputs["logits"].float(), tensors["labels"]
+            nats += float(torch.nn.functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=NOTHING, reduction="sum"
+            ))  # fmt: skip
+            tokens += int((labels != NOTHING).sum())
+        loss = nats / max(tokens, 1)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 700))}
+
+
+def _blocks(texts: list[str]) -> Iterable[list[str]]:
+    return (texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK))

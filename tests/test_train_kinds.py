@@ -1,0 +1,120 @@
+"""seq2seq, ner, embed: each learns something, and a job runs what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from commands import QUICK, invoke, rows_of
+from learning import record, rows, train, write
+
+from batchnlp.text.encode import Tokenizer
+from batchnlp.train.examples import NOTHING
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("rows") / "rows.parquet", rows())
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import torch
+    from transformers import BertModel
+
+    path = tmp_path_factory.mktemp("start")
+    torch.manual_seed(1)
+    config = tiny.bert()
+    config.initializer_range = 0.02
+    BertModel(config).save_pretrained(path)
+    tiny.save_tokenizer(path)
+    return str(path)
+
+
+def test_a_tagger_finds_what_it_was_shown(tmp_path: Path, source: Path, start: str) -> None:
+    held_out = tmp_path / "test.parquet"
+    tree = record(train("ner", source, tmp_path / "m", "epochs=8", "learning_rate=0.005", "batch_size=16",
+                        flags=("--model", start, "--held-out", held_out)))  # fmt: skip
+    assert tree["labels"] == ["O", "B-PKG", "I-PKG"]
+    assert tree["result"]["metrics"]["test"]["f1"] > 0.95
+    assert tree["result"]["examples"]["train"]["spans_between_tokens"] == 0
+    run = invoke("ner", held_out, "-o", tmp_path / "run", "--model", tmp_path / "m", "--id-column", "id", *QUICK)
+    assert run.exit_code == 0, run.output
+    found = {
+        row["id"]: [(e["label"], e["start"], e["end"]) for e in row["entities"]] for row in rows_of(tmp_path / "run")
+    }
+    table = pq.read_table(held_out).to_pylist()
+    right = sum(found[row["id"]] == [("PKG", e["start"], e["end"]) for e in row["entities"]] for row in table)
+    assert right >= 0.9 * len(table)
+
+
+def test_labels_are_on_the_tokens_of_their_spans(start: str, tmp_path: Path) -> None:
+    """Windows too: a long text's spans are labelled once, in the window that owns them."""
+    from batchnlp.job.train import TrainSpec
+    from batchnlp.train.corpus import Rows
+    from batchnlp.train.ner import Ner
+
+    text = " ".join(["word"] * 30 + ["libgames"] + ["word"] * 60 + ["libfonts"] + ["word"] * 9)
+    places = [{"label": "P", "start": text.index(w), "end": text.index(w) + 8} for w in ("libgames", "libfonts")]
+    spec = TrainSpec.model_validate({"kind": "ner", "model": start, "source": {"path": "x"}, "output": {"path": "y"}})
+    kind = Ner(spec)
+    kind.labels = ("O", "B-P", "I-P")
+    texts = pa.array([text], pa.large_string())
+    found = kind.encode(Rows(pa.array([0]), texts, pa.table({"entities": [places]})), train=True)
+    assert len(found) > 2
+    assert found.targets is not None
+    owned = found.targets.flat[found.targets.flat != NOTHING]
+    tokenizer = Tokenizer.load(start)
+    assert len(owned) == len(tokenizer.encode(texts).ids), "each token is learnt once"
+    ids = found.inputs.flat[found.targets.flat > 0].tolist()
+    pieces = tokenizer.encode(pa.array(["libgames libfonts"], pa.large_string())).ids.tolist()
+    assert ids == pieces
+    assert owned[owned > 0].tolist().count(1) == 2
+
+
+def test_a_summariser_learns_and_runs_as_a_job(tmp_path: Path, source: Path) -> None:
+    words = tmp_path / "tokenizer"
+    assert train("tokenizer", source, words, "vocab_size=320").exit_code == 0
+    held_out = tmp_path / "test.parquet"
+    settings = ("shape=t5-mini", "config={d_model: 64, d_kv: 16, d_ff: 128}", f"tokenizer={words}", "max_length=128",
+                "epochs=14", "learning_rate=0.01", "batch_size=16", "prefix='title: '", "patience=null",
+                "evaluate_every=56")  # fmt: skip
+    tree = record(train("seq2seq", source, tmp_path / "m", *settings, flags=("--held-out", held_out)))
+    assert tree["result"]["metrics"]["test"]["loss"] < 0.2
+    run = invoke("summarize", held_out, "-o", tmp_path / "run", "--model", tmp_path / "m", "--id-column", "id",
+                 "--max-new-tokens", 12, *QUICK)  # fmt: skip
+    assert run.exit_code == 0, run.output
+    truth = {row["id"]: row["target"] for row in pq.read_table(held_out).to_pylist()}
+    found = {row["id"]: row["summary"] for row in rows_of(tmp_path / "run")}
+    right = sum(found[key] == value for key, value in truth.items())
+    assert right >= 0.8 * len(truth), f"the prefix is applied where it was learnt: {list(found.values())[:3]}"
+
+
+@pytest.mark.parametrize("model", ["bart", "t5"])
+def test_encoder_decoders_go_on_learning(
+    model: str, tmp_path: Path, source: Path, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(model)
+    tree = record(train("seq2seq", source, tmp_path / "m", "steps=3", "lora=2", "batch_size=4", "max_target_length=4",
+                        flags=("--model", path)))  # fmt: skip
+    assert tree["result"]["examples"]["train"]["targets_truncated"] > 0
+    run = invoke("summarize", source, "-o", tmp_path / "run", "--model", tmp_path / "m", "--max-new-tokens", 3,
+                 "--id-column", "id", "--set", "source.filter=[[id, <, r005]]", *QUICK)  # fmt: skip
+    assert run.exit_code == 0, run.output
+
+
+def test_pairs_come_near_each_other(tmp_path: Path, source: Path, start: str, encoder: str) -> None:
+    tree = record(train("embed", source, tmp_path / "m", "steps=40", "evaluate_every=10", "learning_rate=0.003",
+                        "patience=null", flags=("--model", start)))  # fmt: skip
+    lines = [line for line in (tmp_path / "m" / "curves.jsonl").read_text().splitlines() if "eval_mrr" in line]
+    assert len(lines) == 4
+    assert tree["result"]["metrics"]["test"]["mrr"] > 0.3
+    run = invoke("embed", source, "-o", tmp_path / "run", "--model", tmp_path / "m", "--id-column", "id", *QUICK)
+    assert run.exit_code == 0, run.output
+    row = rows_of(tmp_path / "run")[0]
+    assert sum(x * x for x in row["embedding"]) == pytest.approx(1, abs=1e-3), "saved with its normalisation"
+    kept = record(train("embed", source, tmp_path / "k", "steps=1", flags=("--model", encoder)))
+    assert "modules.json" in kept["files"]
