@@ -26,9 +26,10 @@ demo: .venv/base ## classify Python's documentation by topic, without a model hu
 	@$(BIN)/python -m batchnlp collect $(OUT) -o $(OUT).csv
 	@echo; echo "The first rows of $(OUT).csv:"; head -n 6 $(OUT).csv | cut -c 1-150
 	@echo; echo "Worth typing next:"
-	@echo "  $(BIN)/batchnlp verify $(OUT)                     # prove that nothing is missing or damaged"
-	@echo "  $(BIN)/batchnlp run jobs/quickstart.yaml                   # again: it knows that all is done"
-	@echo "  $(BIN)/batchnlp plan jobs/quickstart.yaml --probe          # what a job will cost, before it costs anything"
+	@printf '  %-50s  # %s\n' \
+	  '$(BIN)/batchnlp verify $(OUT)' 'prove that nothing is missing or damaged' \
+	  '$(BIN)/batchnlp run jobs/quickstart.yaml' 'again: it knows that all is done' \
+	  '$(BIN)/batchnlp plan jobs/search.yaml --probe' 'what another job will cost, before it costs anything'
 
 test: .venv/test ## lint, types, tests
 	$(BIN)/ruff check .

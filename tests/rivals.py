@@ -54,5 +54,5 @@ def _rival(connection: Connection, barrier: Any) -> None:
         try:
             result = batchnlp.run(job)
             connection.send((result.status, str(os.getpid())))
-        except BatchnlpError as error:
+        except (BatchnlpError, OSError) as error:  # without the lock one's files may go when the other is done
             connection.send((type(error).__name__, str(error)))

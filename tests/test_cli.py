@@ -202,6 +202,10 @@ def test_what_a_narrow_terminal_cuts_off_matters_least() -> None:
     assert line[:75] == "stopping · 2,500,000/3,000,000 rows  83% · 694 docs/s · ETA 12:00 · dead 12"
 
 
+def test_before_the_rows_are_counted_the_line_has_no_figures() -> None:
+    assert line_of(Progress(0, 0, 0, 1.0, 0, 0.0, 0.0, 0.0, "comparing 5 of 6 rows")) == "comparing 5 of 6 rows"
+
+
 def test_the_same_command_again_does_nothing_and_says_so(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
     out, source = tmp_path / "out", corpus()
     first = last_json(classify(source, out, classifier, "--json"))
@@ -303,6 +307,10 @@ def test_over_max_failed_is_exit_1_without_success(tmp_path: Path, corpus: Corpu
     assert (tree["status"], tree["rows"], tree["dead"]) == ("failed", 10, 3)
     assert tree["codes"] == {"blank_text": 1, "empty_text": 1, "null_text": 1}
     assert "3 dead letters, 2 allowed by limits.max_failed 20%" in result.stderr
+    assert f"batchnlp collect {out} --dead -o - shows them, and a higher limit lets them pass" in result.stderr
+    nothing = invoke("retry", out)
+    assert nothing.exit_code == 0
+    assert "the run stays over limits.max_failed or below a gate: run the job again with another one" in nothing.stderr
     assert not (out / "_SUCCESS").exists()
     assert list((out / "_batchnlp").glob("*/manifest.json"))
     status = last_json(invoke("status", out, "--json"))
@@ -473,7 +481,12 @@ def test_plan_subtracts_what_is_done(tmp_path: Path, corpus: Corpus, classifier:
     tree = last_json(invoke("plan", spec, "--probe", "--json", "--set", "source.rows_per_shard=5"))
     assert (tree["shards"], tree["committed"], tree["rows_done"]) == (3, 2, 20), "as the run will go on"
     assert tree["seconds"] == pytest.approx(5 / tree["docs_per_second"])
-    assert "20 rows in 2 shards" in invoke("plan", spec).stdout
+    told = invoke("plan", spec).stdout
+    assert "20 rows in 2 shards" in told
+    assert "25 documents; all of them" in told
+    assert "about" not in told, "what was counted is not estimated"
+    assert invoke("run", spec).exit_code == 0
+    assert "none, all is done" in invoke("plan", spec, "--probe").stdout
 
 
 def test_plan_counts_all_rows_it_will_not_answer(tmp_path: Path, corpus: Corpus, classifier: str) -> None:
@@ -528,7 +541,7 @@ def test_collect_tells_of_dead_letters_and_writes_them_too(tmp_path: Path, corpu
     assert [(row["id"], row["code"]) for row in rows] == [
         ("doc-007", "null_text"), ("doc-008", "empty_text"), ("doc-009", "blank_text"),
     ]  # fmt: skip
-    assert dead.stderr == "3 dead letters in stdout\n"
+    assert dead.stderr == "3 dead letters on stdout\n"
     for suffix in ("parquet", "csv"):
         assert last_json(invoke("collect", out, "--dead", "--format", suffix, "--json"))["rows"] == 3
         assert (tmp_path / f"out.dead.{suffix}").is_file()

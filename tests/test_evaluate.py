@@ -312,9 +312,10 @@ def test_groups_of_the_labels_file(out: Path, tmp_path: Path) -> None:
     ("more", "message"),
     [
         ([], "nothing says what"),
-        (["--labels", "truht"], "the results has no column 'truht' (did you mean truth?)"),
+        (["--labels", "truht"], "no column 'truht' in the results (did you mean truth?)"),
         (["--labels", "nowhere.csv:x"], "no file"),
-        (["--labels", "truth", "--groups", "lnag"], "the results has no column 'lnag'"),
+        (["--labels", __file__], f"names no column (write {__file__}:COLUMN)"),
+        (["--labels", "truth", "--groups", "lnag"], "no column 'lnag' in the results"),
         (["--labels", "truth", "--set", "gates.makro_f1.min=1"], "gates.makro_f1: this evaluation has no makro_f1 (did you mean"),
         (["--labels", "truth", "--set", "gates.f1.min=1"], "gates.f1: of which label? (write f1:LABEL, or macro_f1)"),
         (["--labels", "truth", "--set", "gates.accuracy.mn=1"], "gates.accuracy.mn (did you mean gates.accuracy.min?)"),

@@ -13,7 +13,14 @@ from batchnlp.data.verify import verify
 
 @pytest.mark.parametrize(
     ("limit", "reason"),
-    [("max_tokens=30", "limits.max_tokens 30 is spent"), ("max_minutes=0.00001", "limits.max_minutes 1e-05 is spent")],
+    [
+        ("max_tokens=30", "limits.max_tokens 30 is spent; the same command resumes it"),
+        (
+            "max_minutes=0.00001",
+            "limits.max_minutes 1e-05 is spent before a shard was done; the same command would begin again: raise it, or "
+            "limits.grace_seconds",
+        ),
+    ],
 )
 def test_a_spent_budget_is_exit_3_and_resumable(
     limit: str, reason: str, corpus: Corpus, classifier: str, tmp_path: Path
@@ -24,7 +31,7 @@ def test_a_spent_budget_is_exit_3_and_resumable(
     assert result.exit_code == 3, result.output
     tree: dict[str, Any] = last_json(result)
     assert tree["status"] == "stopped"
-    assert tree["message"] == f"{reason}; the same command resumes it"
+    assert tree["message"] == reason
     assert tree["rows"] < 25
     assert not (out / "_SUCCESS").exists()
     again = last_json(classify(docs, out, classifier, *shards, "--json"))

@@ -18,8 +18,9 @@ from report_outputs import ANSWER, ENTITY, NIGHT, TABLES, Night, labelled, table
 from batchnlp.data.invocations import Invocation
 from batchnlp.data.ledger import set_live
 from batchnlp.report import history, measures, results, verdict
+from batchnlp.report.changes import changes
 from batchnlp.report.gather import comparison, page
-from batchnlp.report.page import Page
+from batchnlp.report.page import Page, Speed
 from batchnlp.report.render import render
 from batchnlp.report.words import count, duration, share
 
@@ -405,6 +406,14 @@ def test_a_night_like_the_one_before_is_not_worth_a_word(tmp_path: Path) -> None
     )
     assert made.verdict.word == "Done"
     assert made.verdict.points == ()
+
+
+def test_the_speed_of_a_moment_says_nothing(out: Path) -> None:
+    digest = page(night(out).work().finish().root).digest
+    for seconds, told in ((0.07, False), (60.0, True)):
+        fast, slow = (replace(digest, speed=Speed(seconds, rate, rate)) for rate in (100.0, 50.0))
+        notable = [change.what for change in changes(fast, slow) if change.notable]
+        assert notable == ["documents a second"] * told
 
 
 def test_digests_are_bounded_and_those_of_runs_that_did_not_end_well_are_not_kept(

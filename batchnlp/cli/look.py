@@ -50,6 +50,10 @@ def _plan_rows(found: Estimate) -> list[tuple[str, str]]:
         if found.seconds is None
         else f"{duration(found.seconds)} at {found.docs_per_second:,.0f} docs/s"
     )
+    if found.seconds is not None and found.committed == found.shards:
+        eta = f"none, all is done; a row more at {found.docs_per_second:,.0f} docs/s"
+    whole = found.sampled >= found.rows
+    about, on = ("", "all of them") if whole else ("about ", "the figures below stand on them")
     rows = [
         ("run", f"{found.run} ({found.job})"),
         ("input", ", ".join(many(*of) for of in ((found.files, "file"), (found.rows, "row"), (found.shards, "shard")))),
@@ -58,9 +62,9 @@ def _plan_rows(found: Estimate) -> list[tuple[str, str]]:
             * bool(found.committed)
         ),
         *((reason.replace("_", " "), many(n, "row")) for reason, n in reasons_of(found.changes or {})),
-        ("sample", f"{many(found.sampled, 'document')}; the figures below stand on them"),
-        ("tokens", f"about {found.tokens:,} in all; longest {found.longest:,}, the model takes {found.max_length:,}"),
-        ("over the limit", f"about {many(found.over_limit, 'document')}"),
+        ("sample", f"{many(found.sampled, 'document')}; {on}"),
+        ("tokens", f"{about}{found.tokens:,} in all; longest {found.longest:,}, the model takes {found.max_length:,}"),
+        ("over the limit", f"{about}{many(found.over_limit, 'document')}"),
         ("duplicates", f"{found.duplicate_share:.1%}"),
         ("dead letters", ", ".join(f"{code} {n:,}" for code, n in found.dead.items()) or "none"),
         ("padding", f"{found.padding:.1%} at {found.resolved['tokens_per_batch']:,} tokens a batch"),
@@ -96,7 +100,7 @@ def show_status(out: str, as_json: bool) -> None:
             rows.append(("see them", see if run.live else f"the Parquet files in {run.dead_letters}"))
         if run.retries:
             rows.append(("tried again", "once" if run.retries == 1 else f"{run.retries:,} times"))
-        print_table("" if i == 0 else "\n", ("", ""), rows)
+        print_table("" if i == 0 else " ", ("", ""), rows)
 
 
 def _known(count: int | None) -> str:
@@ -135,7 +139,9 @@ def write_collected(out: str, target: str | None, format_: str | None, dead: boo
         if len(done) < shards:
             message(f"run {ledger.run} is not complete: {len(done):,} of {many(shards, 'shard')}")
     rows = collecting.collect(out, target, cast(collecting.Format, format_), dead=dead)
-    message(f"{many(rows, 'dead letter') if dead else many(rows, 'row')} in {'stdout' if target == '-' else target}")
+    message(
+        f"{many(rows, 'dead letter') if dead else many(rows, 'row')} {'on stdout' if target == '-' else f'in {target}'}"
+    )
     if lost and not dead:
         message(
             f"{many(lost, 'dead letter')} beside them: batchnlp collect {shlex.quote(out)} --dead tells which, and why"

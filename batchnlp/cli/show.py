@@ -70,7 +70,9 @@ def size(count: float) -> str:
 
 
 def line_of(p: Progress) -> str:
-    """The live line."""
+    """The live line; before the rows are counted nothing but what goes on."""
+    if not p.total and p.note:
+        return p.note
     seconds = max(p.seconds, 1e-9)
     rate = p.rows_now / seconds
     left = (p.total - p.rows) / rate if rate else 0.0

@@ -215,8 +215,12 @@ class Computation:
     @property
     def why(self) -> str:
         """What a run says that was stopped."""
-        reason = f"{self.spent} is spent; " if self.spent and not self.interrupt.signal else ""
-        return f"{reason}the same command resumes it"
+        if not self.spent or self.interrupt.signal:
+            return "the same command resumes it"
+        if not self.new.shards:  # night after night, if nobody is told
+            again = "the same command would begin again: raise it, or limits.grace_seconds"
+            return f"{self.spent} is spent before a shard was done; {again}"
+        return f"{self.spent} is spent; the same command resumes it"
 
     def _commit(self, parts: list[Part], committers: Executor) -> None:
         def commit(part: Part) -> bool:

@@ -7,6 +7,7 @@ It is the only process that commits, and it computes nothing itself.
 
 from __future__ import annotations
 
+import shlex
 import time
 import uuid
 from contextlib import suppress
@@ -210,6 +211,9 @@ class _Run:
         message = f"below its gates: {gates}" if gates else over
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"
+        elif not gates:
+            see = f"batchnlp collect {shlex.quote(self.store.root)} --dead -o - shows them"
+            message += f"; {see}, and a higher limit lets them pass"
         return self._result("failed", resolved, resumed, 1, message)
 
     def _nothing(self, plan: Plan, made: bool) -> str:

@@ -24,6 +24,7 @@ if "ray" not in sys.modules:  # it reads this when it is imported; set later, it
 
 import ray
 import ray._private.utils
+import ray._private.worker
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -354,6 +355,8 @@ def _no_exit_by_signal() -> Iterator[None]:
 
 
 def _init(address: str | None, cpus: int, gpus: int) -> None:
+    # Else Ray would say on stdout, where the one JSON object belongs, that a worker died, which we tell as well.
+    ray._private.worker._worker_logs_enabled = False
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if address:
         try:

@@ -118,6 +118,10 @@ class _Retry:
         root = self.ledger.store.root
         result = RunResult("done", self.ledger.run, root, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0, seconds, message=message)
         if not self.ledger.succeeded():
+            with suppress(CorruptError):
+                self.ledger.outcome()  # it is as the run said; of a damaged one nobody knows
+                still = "the run stays over limits.max_failed or below a gate: run the job again with another one"
+                return replace(result, message=f"{message}; {still}")
             return result
         self._stand()  # the last one may have ended before it had done this
         self.sinks = _spec(self.ledger, self.settings).sinks

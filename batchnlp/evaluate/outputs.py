@@ -145,7 +145,7 @@ def column(names: Sequence[str], name: str, where: str) -> str:
     if name not in names:
         near = nearest(name, names)
         hint = f"did you mean {near}?" if near else f"there are: {', '.join(names)}"
-        raise SourceError(f"{where} has no column {name!r}", hint)
+        raise SourceError(f"no column {name!r} in {where}", hint)
     return name
 
 

@@ -102,6 +102,8 @@ class Where:
 
 def _split(labels: str | None, schema: pa.Schema) -> tuple[str, str]:
     """(file, column) of FILE:COLUMN or COLUMN."""
+    if labels is not None and labels not in schema.names and os.path.isfile(os.path.expanduser(labels)):
+        raise SpecError(f"evaluate.labels {labels} names no column", f"write {labels}:COLUMN")
     if labels is None or labels in schema.names or ":" not in labels:
         return "", labels or ""
     file, _, name = labels.rpartition(":")

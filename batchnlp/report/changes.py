@@ -23,6 +23,7 @@ LENGTHS = 1.25  # ratio from which lengths are otherwise
 APART = 0.2  # and of numbers that would have to move to be spread as before
 ROWS = 1.5  # and rows
 SLOWER = 0.75
+AT_WORK = 5.0  # seconds in both runs, for a speed to say anything
 Fact = TypeVar("Fact", Bars, Histogram, Number)
 
 
@@ -79,6 +80,7 @@ def _speed(before: Digest, after: Digest) -> Iterator[Change]:
         return
     notable = ""
     slower = new.tokens_per_second < SLOWER * old.tokens_per_second if old.tokens_per_second else False
+    slower &= min(old.seconds, new.seconds) >= AT_WORK
     if slower and new.docs_per_second < SLOWER * old.docs_per_second:  # not because documents are longer
         notable = f"{brief(new.docs_per_second)} documents a second, {brief(old.docs_per_second)} before"
     a, b = old.docs_per_second, new.docs_per_second

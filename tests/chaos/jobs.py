@@ -126,7 +126,8 @@ class Ended:
         """Wait for it."""
         stdout, stderr = process.communicate(timeout=LIMIT)
         lines = stdout.splitlines()
-        return cls(process.returncode, json.loads(lines[-1]) if lines else {}, stderr)
+        whole = bool(lines) and process.returncode >= 0  # who is killed says what he likes
+        return cls(process.returncode, json.loads(lines[-1]) if whole else {}, stderr)
 
     @property
     def seconds(self) -> float:

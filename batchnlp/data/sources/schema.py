@@ -102,7 +102,8 @@ def _type_in(file: InputFile, schema: pa.Schema, name: str, own: dict[str, pa.Da
         raise SourceError(f"{file.name} has {count} columns named {name}", "rename all but one")
     there = list(dict.fromkeys([*schema.names, *own]))
     near = nearest(name, there)
-    hint = f"did you mean {near}?" if near else "name one of these, or leave the file out"
+    which = "name the one with the documents in source.text (--text-column)" if name == "text" else "name one of these"
+    hint = f"did you mean {near}?" if near else f"{which}, or leave the file out"
     raise SourceError(f"{file.name} has no column {name}, only {', '.join(there) or 'none'}", hint)
 
 
