@@ -170,6 +170,20 @@ def test_a_cut_off_stream_gives_its_whole_lines(
             assert want in text
 
 
+def test_a_plan_that_cuts_twice_finds_the_same_rows(tmp_path: Path, classifier: str) -> None:
+    """As it does where shards of the largest size would be too few for all replicas."""
+    path, lines = tmp_path / "a.jsonl.gz", [json.dumps({"text": f"document {i}"}) for i in range(5000)]
+    raw = gzip.compress("\n".join(lines).encode())
+    path.write_bytes(raw[: len(raw) // 2])
+    source = Source.open(config(path))
+    assert read(source) == read(source)
+    result = batchnlp.run({
+        "source": {"path": str(path), "on_bad_file": "salvage"}, "task": {"kind": "classify", "model": classifier},
+        "engine": {"runner": "inline", "backend": "torch"}, "output": {"path": str(tmp_path / "out")},
+    })  # fmt: skip
+    assert (result.rows > 1000, result.codes) == (True, {"lost_rows": 1})
+
+
 def test_damage_inside_a_stream_ends_it(tmp_path: Path) -> None:
     raw = bytearray(gzip.compress(jsonl(20_000)))
     raw[len(raw) // 2 : len(raw) // 2 + 50] = b"\xff" * 50

@@ -228,10 +228,10 @@ def lines(place: Place) -> Outcome:
     source = place.folder / "in"
     source.mkdir()
     good = [json.dumps({"doc_id": f"j{i}", "text": f"a game {i}"}).encode() for i in range(2000)]
-    bad = [b"{", b"\xff\xfe", b'{"doc_id": "x", "text": 5}', b'{"doc_id": "y", "text": "a\\ud800"}', b"[1]", b"\0"]
+    bad = [b"{", b"\xff\xfe", b'{"doc_id": "x%d", "text": 5}', b'{"doc_id": "y%d", "text": "a\\ud800"}', b"[1]", b"\0"]
     at = sorted(place.random.sample(range(2000), 60))
     for n, i in enumerate(at):
-        good[i] = bad[n % len(bad)]
+        good[i] = bad[n % len(bad)].replace(b"%d", b"%d" % n)
     (source / "a.jsonl").write_bytes(b"\n".join(good))
     out = place.folder / "out"
     began = time.monotonic()

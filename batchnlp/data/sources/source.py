@@ -37,6 +37,7 @@ class Source:
         self.schema = schema
         self._store = Store(spool, salvage=config.on_bad_file == "salvage")
         self._readers: dict[str, Reader] = {name: make(self._store, config) for name, make in READERS.items()}
+        self._cut_off: set[int] = set()  # damaged files whose beginning can be read all the same
         self.repeats: Repeats | None = None  # where the plan has found that ids are repeated
 
     @classmethod
@@ -193,7 +194,7 @@ class Source:
         """All rows of a file; where it is damaged and to be salvaged, at last a row for those that nobody can count."""
         file, last = self.files[index], None
         try:
-            if not file.damage:
+            if not file.damage or index in self._cut_off:
                 for run in self._readers[file.format].scan(index, file, limits):
                     last = run.segment
                     yield run
@@ -202,6 +203,7 @@ class Source:
                 raise
             file = dataclasses.replace(file, damage=error.message)
             self.files = (*self.files[:index], file, *self.files[index + 1 :])
+            self._cut_off.add(index)
         if file.damage:
             row, end = (last.stop, last.offset + last.length) if last else (0, 0)
             yield Run(Segment(index, row, row + 1, 1, end, lost=True), 0)
