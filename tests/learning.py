@@ -60,3 +60,16 @@ def record(result: Result) -> dict[str, Any]:
     tree = json.loads(result.stdout.splitlines()[-1])
     assert isinstance(tree, dict)
     return tree
+
+
+def save_encoder(path: Path) -> str:
+    """An encoder that has learnt nothing, of ordinary weights."""
+    import torch
+    from transformers import BertModel
+
+    torch.manual_seed(1)
+    config = tiny.bert()
+    config.initializer_range = 0.02
+    BertModel(config).save_pretrained(path)
+    tiny.save_tokenizer(path)
+    return str(path)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from batchnlp.data.ledger import Ledger, live, set_live, settle
 from batchnlp.data.parts import DEAD_SCHEMA, PartWriter
@@ -80,6 +83,35 @@ class Run:
 
 class Crash(Exception):
     """The process ends here."""
+
+
+@contextmanager
+def crashing(
+    monkeypatch: pytest.MonkeyPatch, steps: Sequence[str], at: int, *, after: bool, spared: str | None = None
+) -> Iterator[list[int]]:
+    """The process ends before, or after, the `at`-th of these steps; the list counts them. Those on a name with `spared` in it
+    are none."""
+    count = [0]
+
+    def wrap(step: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            if spared is not None and spared in str(args[1]):
+                return step(*args, **options)
+            count[0] += 1
+            mine = count[0]
+            if mine == at and not after:
+                raise Crash
+            result = step(*args, **options)
+            if mine == at:
+                raise Crash
+            return result
+
+        return called
+
+    with monkeypatch.context() as patch:
+        for step in steps:
+            patch.setattr(step, wrap(pkgutil.resolve_name(step)))
+        yield count
 
 
 class CrashingStore(LocalStore):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import pkgutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ import tiny
 import yaml
 from commands import invoke, last_json
 from nightly import Nightly, corpus, counts, same, second_night
-from outputs import Crash
+from outputs import Crash, crashing
 
 from batchnlp.data.ledger import live
 from batchnlp.data.store import LocalStore
@@ -290,36 +287,11 @@ def test_a_night_that_is_cut_short_goes_on_and_another_corpus_begins_anew(
     assert same(job.view(), job.scratch())
 
 
+LOCK = "lock"  # which outlives no process, but a test
 STEPS = [
     "batchnlp.data.store.LocalStore.create", "batchnlp.data.store.LocalStore.replace", "batchnlp.data.store.LocalStore.publish",
     "batchnlp.data.store.LocalStore.remove", "batchnlp.engine.incremental.parquet_writer",
 ]  # fmt: skip
-
-
-@contextmanager
-def crashing(monkeypatch: pytest.MonkeyPatch, at: int) -> Iterator[list[int]]:
-    """The process ends before (odd) or after the `at`-th step; the list counts them."""
-    count = [0]
-
-    def wrap(step: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any, **options: Any) -> Any:
-            if "lock" in str(args[1]):  # which outlives no process, but this test
-                return step(*args, **options)
-            count[0] += 1
-            mine = count[0]
-            if mine == at and at % 2:
-                raise Crash
-            result = step(*args, **options)
-            if mine == at:
-                raise Crash
-            return result
-
-        return called
-
-    with monkeypatch.context() as patch:
-        for step in STEPS:
-            patch.setattr(step, wrap(pkgutil.resolve_name(step)))
-        yield count
 
 
 def test_a_night_that_ends_at_any_step_neither_skips_nor_doubles(
@@ -334,13 +306,13 @@ def test_a_night_that_ends_at_any_step_neither_skips_nor_doubles(
         return job
 
     undisturbed = nights("undisturbed")
-    with crashing(monkeypatch, -1) as steps:
+    with crashing(monkeypatch, STEPS, -1, after=False, spared=LOCK) as steps:
         undisturbed.run()
     want = undisturbed.view()
     assert same(want, undisturbed.scratch())
     for at in range(1, steps[0] + 1, 3):  # by turns before and after
         job = nights(f"at{at}")
-        with crashing(monkeypatch, at), pytest.raises(Crash):
+        with crashing(monkeypatch, STEPS, at, after=at % 2 == 0, spared=LOCK), pytest.raises(Crash):
             job.run()
         result = job.again()
         assert result.changes == counts(rows=12, new=1, changed=1, unchanged=10, deleted=1), at

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pkgutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from outputs import Crash
+from outputs import Crash, crashing
 from warehouses import KINDS, Rows, Warehouse, topics, write_output
 
 from batchnlp import registry
@@ -70,30 +68,6 @@ def spec_of(warehouse: Warehouse) -> SinkSpec:
 
 def all_rows(warehouse: Warehouse) -> tuple[Rows, Rows]:
     return warehouse.rows(), warehouse.rows("t_entities")
-
-
-@contextmanager
-def crashing(monkeypatch: pytest.MonkeyPatch, steps: list[str], at: int, *, after: bool) -> Iterator[list[int]]:
-    """The process ends before, or after, the `at`-th step; the list counts them."""
-    count = [0]
-
-    def wrap(step: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any, **options: Any) -> Any:
-            count[0] += 1
-            mine = count[0]
-            if mine == at and not after:
-                raise Crash
-            result = step(*args, **options)
-            if mine == at:
-                raise Crash
-            return result
-
-        return called
-
-    with monkeypatch.context() as patch:
-        for step in steps:
-            patch.setattr(step, wrap(pkgutil.resolve_name(step)))
-        yield count
 
 
 def some(steps: int, kind: str) -> list[int]:

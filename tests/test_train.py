@@ -8,9 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny
 from commands import QUICK, invoke, rows_of
-from learning import SPANS, record, rows, train, write
+from learning import SPANS, record, rows, save_encoder, train, write
 
 from batchnlp.errors import SpecError
 from batchnlp.job.load import build_train, load_train
@@ -26,17 +25,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An encoder that has learnt nothing, of ordinary weights."""
-    import torch
-    from transformers import BertModel
-
-    path = tmp_path_factory.mktemp("start")
-    torch.manual_seed(1)
-    config = tiny.bert()
-    config.initializer_range = 0.02
-    BertModel(config).save_pretrained(path)
-    tiny.save_tokenizer(path)
-    return str(path)
+    return save_encoder(tmp_path_factory.mktemp("start"))
 
 
 def test_the_schemas_that_ship_are_those_of_the_specs() -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny
 from commands import QUICK, invoke, rows_of
-from learning import record, rows, train, write
+from learning import record, rows, save_encoder, train, write
 
 from batchnlp.text.encode import Tokenizer
 from batchnlp.train.examples import NOTHING
@@ -22,16 +21,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import torch
-    from transformers import BertModel
-
-    path = tmp_path_factory.mktemp("start")
-    torch.manual_seed(1)
-    config = tiny.bert()
-    config.initializer_range = 0.02
-    BertModel(config).save_pretrained(path)
-    tiny.save_tokenizer(path)
-    return str(path)
+    return save_encoder(tmp_path_factory.mktemp("start"))
 
 
 def test_a_tagger_finds_what_it_was_shown(tmp_path: Path, source: Path, start: str) -> None:

@@ -135,7 +135,7 @@ def write_collected(out: str, target: str | None, format_: str | None, dead: boo
     lost = 0
     for ledger in open_ledgers(out):
         done, shards = ledger.commits(), len(ledger.plan()[0].shards)
-        lost += Tally.of(done.values()).sums()["dead"]
+        lost += Tally.of(done.values()).dead
         if len(done) < shards:
             message(f"run {ledger.run} is not complete: {len(done):,} of {many(shards, 'shard')}")
     rows = collecting.collect(out, target, cast(collecting.Format, format_), dead=dead)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,8 +19,9 @@ import pyarrow.compute as pc
 
 from batchnlp.data.known import KnownRows
 from batchnlp.data.ledger import Ledger
+from batchnlp.data.parts import is_log
 from batchnlp.data.store import explain_full
-from batchnlp.errors import SourceError
+from batchnlp.errors import CorruptError, OutputError, SourceError
 from batchnlp.types import Int64, Plan
 
 PARTITION = 200_000  # rows, roughly
@@ -48,6 +50,13 @@ def changes_of(ledger: Ledger) -> Changes | None:
     """What the plan of an incremental run says of its rows; None of another run."""
     tree = (ledger.plan_tree() or {}).get("changes")
     return None if tree is None else Changes(**tree)
+
+
+def in_log(ledger: Ledger) -> bool:
+    """Whether a run is a part of a log of changes; of one whose plan is damaged nobody knows, and others tell that."""
+    with suppress(CorruptError, OutputError):
+        return is_log(ledger.plan()[0].schema)
+    return False
 
 
 def rows_of(ledger: Ledger, plan: Plan) -> int:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import IO, Any, Literal, Protocol
@@ -112,7 +112,14 @@ def _whole(
 def tables(root: str, read: Callable[[Ledger, Part], pa.Table | None] = read_part) -> Iterator[pa.Table]:
     """The results (or what else `read` finds in a shard) of all live runs of an output, in input order, a shard at a
     time."""
-    for ledger in open_ledgers(root):
+    return tables_of(open_ledgers(root), read)
+
+
+def tables_of(
+    ledgers: Iterable[Ledger], read: Callable[[Ledger, Part], pa.Table | None] = read_part
+) -> Iterator[pa.Table]:
+    """The same of some runs."""
+    for ledger in ledgers:
         if read is read_part:
             yield from read_deletes(ledger)
         commits = ledger.commits()

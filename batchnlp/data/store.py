@@ -128,7 +128,7 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """Exclusive: temporary file, fsync, link."""
-        with self._temporary(name, [data]) as temporary:
+        with self._filled(name, [data]) as temporary:
             try:
                 _link(temporary, self.path(name))
             except FileExistsError:
@@ -138,26 +138,19 @@ class LocalStore:
 
     def replace(self, name: str, data: bytes | Iterable[bytes]) -> None:
         """Temporary file, fsync, rename."""
-        with self._temporary(name, [data] if isinstance(data, bytes) else data) as temporary:
+        with self._filled(name, [data] if isinstance(data, bytes) else data) as temporary:
             os.replace(temporary, self.path(name))
         fsync(os.path.dirname(self.path(name)))
 
     @contextmanager
     def writing(self, name: str, *, private: bool = False) -> Iterator[str]:
         """Temporary file, fsync, rename."""
-        path, folder = self.path(name), os.path.dirname(self.path(name))
-        temporary = temporary_in(folder)
-        with explain_full(self.root):
-            os.makedirs(folder, exist_ok=True)
+        with explain_full(self.root), self._temporary(name) as temporary:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666))
-            try:
-                yield temporary
-                fsync(temporary)
-                os.replace(temporary, path)
-            finally:
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)
-            fsync(folder)
+            yield temporary
+            fsync(temporary)
+            os.replace(temporary, self.path(name))
+        fsync(os.path.dirname(self.path(name)))
 
     def read(self, name: str) -> bytes | None:
         """The file's bytes."""
@@ -273,7 +266,7 @@ class LocalStore:
 
     def now(self) -> float:
         """By a file that is written now."""
-        with self._temporary(f"{CONTROL}/now", []) as temporary:
+        with self._filled(f"{CONTROL}/now", []) as temporary:
             return os.stat(temporary).st_mtime
 
     def _stat(self, name: str) -> os.stat_result | None:
@@ -283,16 +276,23 @@ class LocalStore:
         return None
 
     @contextmanager
-    def _temporary(self, name: str, data: Iterable[bytes]) -> Iterator[str]:
+    def _filled(self, name: str, data: Iterable[bytes]) -> Iterator[str]:
+        """A new file beside `name` with this in it, on disk; it goes when this ends, unless it was renamed."""
+        with self._temporary(name) as temporary:
+            with explain_full(os.path.dirname(temporary)), open(temporary, "xb") as handle:
+                handle.writelines(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            yield temporary
+
+    @contextmanager
+    def _temporary(self, name: str) -> Iterator[str]:
+        """Where to make that file."""
         folder = os.path.dirname(self.path(name))
         temporary = temporary_in(folder)
+        with explain_full(folder):
+            os.makedirs(folder, exist_ok=True)
         try:
-            with explain_full(folder):
-                os.makedirs(folder, exist_ok=True)
-                with open(temporary, "xb") as handle:
-                    handle.writelines(data)
-                    handle.flush()
-                    os.fsync(handle.fileno())
             yield temporary
         finally:
             with suppress(FileNotFoundError, NotADirectoryError):

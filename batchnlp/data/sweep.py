@@ -56,9 +56,10 @@ def sweep_unnamed(ledger: Ledger) -> None:
     folders = ledger.store.walk(published_or_control)
     listed = [os.path.join(folder, name) for folder, names in folders for name in names]
     found = [name for name in listed if mine.fullmatch(os.path.basename(name))]
-    named = {file.name for part in ledger.commits().values() for file in part.files} if found else set()
-    named |= {file.name for file in deletes(ledger)}
-    for name in set(found) - named:
+    if not found:
+        return
+    named = {file.name for part in ledger.commits().values() for file in part.files}
+    for name in set(found) - named - {file.name for file in deletes(ledger)}:
         ledger.store.remove(name)
         ledger.store.prune(os.path.dirname(name))
 

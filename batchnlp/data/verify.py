@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from batchnlp.data.changes import in_log
 from batchnlp.data.commits import Tally
 from batchnlp.data.deletes import deletes
 from batchnlp.data.ledger import SUCCESS, Ledger, open_ledgers
-from batchnlp.data.parts import NULL_ID, hash_each, is_log
+from batchnlp.data.parts import NULL_ID, hash_each
 from batchnlp.data.store import Store, open_store, sha256_of
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.types import Part, PartFile, Plan, many
@@ -85,7 +86,7 @@ def _check_run(ledger: Ledger, verdict: Verdict) -> Ids:
 
 def _check_ids(ledgers: list[Ledger], hashes: list[Ids], verdict: Verdict) -> None:
     """Ids that are there more than once, in a run or in several. Those of a source may be; generated ones must not."""
-    log = _is_log(ledgers[-1])  # in which a row that changes comes again
+    log = in_log(ledgers[-1])  # in which a row that changes comes again
     verdict.duplicate_ids = sum(_duplicates([found]) for found in hashes) if log else _duplicates(hashes)
     generated: list[Ids] = []
     for ledger, found in zip(ledgers, hashes, strict=True):
@@ -104,13 +105,6 @@ def _generates_ids(ledger: Ledger) -> bool:
         return not (ledger.plan_tree() or {})["facts"]["source"].get("id")
     except (CorruptError, LookupError, AttributeError, TypeError):
         return False  # the plan is a problem already, or no ids were found
-
-
-def _is_log(ledger: Ledger) -> bool:
-    try:
-        return is_log(ledger.plan()[0].schema)
-    except (CorruptError, OutputError):
-        return False  # which is a problem already
 
 
 def _check_success(ledgers: list[Ledger], verdict: Verdict) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from batchnlp.backends import device as devices
-from batchnlp.data.changes import changes_of, rows_of
+from batchnlp.data.changes import in_log
 from batchnlp.data.invocations import Diary
 from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle
 from batchnlp.data.lock import Lock
@@ -27,7 +27,7 @@ from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unna
 from batchnlp.engine import incremental
 from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
 from batchnlp.engine.hooks import observed
-from batchnlp.engine.judge import below, judge_run
+from batchnlp.engine.judge import judge
 from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, find_repeats, make_plan, prepare
 from batchnlp.engine.results import written
@@ -75,7 +75,7 @@ def refuse_other_runs(prepared: Prepared, store: Store) -> None:
         return
     standing = live(store)
     others = [f for f in standing if f != prepared.fingerprint and Ledger(store, f).begun()]
-    if prepared.spec.output.mode == "append" and any(_is_log(Ledger(store, f)) for f in others):
+    if prepared.spec.output.mode == "append" and any(in_log(Ledger(store, f)) for f in others):
         hint = "use another output.path, or --mode overwrite"
         raise OutputError(f"{store.root} holds a log of changes, to which only an incremental job adds", hint)
     if not others or prepared.fingerprint in standing or prepared.spec.output.mode != "new":
@@ -86,12 +86,6 @@ def refuse_other_runs(prepared: Prepared, store: Store) -> None:
     changed = ", ".join(differences(facts, prepared.facts)[:5]) if facts else "what its damaged plan does not tell"
     hint = "use another output.path, or --mode overwrite or append"
     raise OutputError(f"{store.root} holds the results of another job; this one differs in {changed}", hint)
-
-
-def _is_log(ledger: Ledger) -> bool:
-    with suppress(CorruptError):  # then nobody knows
-        return changes_of(ledger) is not None
-    return False
 
 
 class _Run:
@@ -181,17 +175,14 @@ class _Run:
 
     def _finish(self, plan: Plan, resolved: Resolved, resumed: int) -> RunResult:
         dead, new = self.work.total.failed, self.work.new.shards
-        allowed = self.spec.limits.failed_allowed(rows_of(self.ledger, plan))
         manifest = None
         with suppress(CorruptError):  # which is written anew
             manifest = self.ledger.outcome()
         made = manifest is None or bool(new)
         if made and self.incremental:  # first: what is gone is not judged
             incremental.write_deletes(self.prepared, self.ledger, plan)
-        if dead <= allowed:
-            self.judged = judge_run(self.spec, self.ledger, self.work.interrupt)
-        gates = below(self.judged)
-        success = dead <= allowed and not gates
+        found = judge(self.spec, self.ledger, plan, dead, self.work.interrupt)
+        self.judged, success, gates = found.evaluation, found.success, found.gates
         if manifest is not None and (manifest["success"], manifest.get("gates", "")) != (success, gates):
             made = True
         if made:
@@ -207,7 +198,9 @@ class _Run:
                 messages.append(f"no {SUCCESS} yet: another run here is not complete; batchnlp status tells which")
             result = self._result("done", resolved, resumed, 0, "; ".join(messages))
             return load_all(result, self.spec.sinks, self.work.interrupt)
-        over = f"{many(dead, 'dead letter')}, {allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
+        over = (
+            f"{many(dead, 'dead letter')}, {found.allowed:,} allowed by limits.max_failed {self.spec.limits.max_failed}"
+        )
         message = f"below its gates: {gates}" if gates else over
         if self.prepared.fingerprint not in live(self.store):
             message += "; the results of before stand, and part files of this run lie beside them until one succeeds"

@@ -104,7 +104,7 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False, exp
         padding=_padding(lengths, resolved, plan, sampled),
         memory=_memory(prepared, resolved, lengths, plan, sampled),
         resolved=asdict(resolved), replicas=replicas,
-        committed=len(done), rows_done=Tally.of(done.values()).sums()["rows"],
+        committed=len(done), rows_done=Tally.of(done.values()).rows,
         notes=[note for note in (prepared.task.note, *([ALL] if incremental and changes is None else [])) if note],
         changes=None if changes is None else asdict(changes),
     )  # fmt: skip

@@ -7,8 +7,10 @@ outlive the run when another one takes its place.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import partial
 
+from batchnlp.data.changes import rows_of
 from batchnlp.data.ledger import Ledger
 from batchnlp.data.store import CONTROL, to_json
 from batchnlp.engine.memory import labels_of
@@ -18,8 +20,27 @@ from batchnlp.evaluate.evaluation import FILE, Evaluation, asked, evaluate, writ
 from batchnlp.evaluate.gates import Scores
 from batchnlp.evaluate.outputs import Output
 from batchnlp.job.spec import JobSpec
+from batchnlp.types import Plan
 
 LAST = f"{CONTROL}/{FILE}"  # of the last run that passed
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """Whether results may stand. Filled by `judge`."""
+
+    success: bool
+    allowed: int  # dead letters
+    gates: str  # those that are not kept, in one line
+    evaluation: Evaluation | None  # None too where there are too many dead letters
+
+
+def judge(spec: JobSpec, ledger: Ledger, plan: Plan, failed: int, interrupt: Interrupt) -> Judgement:
+    """By the dead letters that count, `failed`, and then by the gates."""
+    allowed = spec.limits.failed_allowed(rows_of(ledger, plan))
+    made = judge_run(spec, ledger, interrupt) if failed <= allowed else None
+    gates = "" if made is None else "; ".join(verdict.why for verdict in made.gates if not verdict.passed)
+    return Judgement(failed <= allowed and not gates, allowed, gates, made)
 
 
 def judge_run(spec: JobSpec, ledger: Ledger, interrupt: Interrupt) -> Evaluation | None:
@@ -67,8 +88,3 @@ def last_scores(ledger: Ledger) -> Scores | None:
     except (ValueError, LookupError, TypeError):
         path = ledger.store.path(LAST)
         raise CorruptError(f"{path} is damaged", "remove it; the next run that passes writes it anew") from None
-
-
-def below(made: Evaluation | None) -> str:
-    """The gates that are not kept, in one line; "" where all are."""
-    return "" if made is None else "; ".join(verdict.why for verdict in made.gates if not verdict.passed)

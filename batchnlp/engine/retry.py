@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, replace
 
 from batchnlp.backends import device as devices
 from batchnlp.data.again import forget_stale, put_away, worth_trying
-from batchnlp.data.changes import changes_of, rows_of
+from batchnlp.data.changes import changes_of
 from batchnlp.data.commits import Tally
 from batchnlp.data.ledger import Ledger, fingerprints, live, open_ledgers, settle
 from batchnlp.data.lock import Lock
 from batchnlp.data.parts import is_log
 from batchnlp.engine import incremental
 from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
-from batchnlp.engine.judge import below, judge_run
+from batchnlp.engine.judge import judge
 from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, prepare
 from batchnlp.engine.signals import Interrupt, watch_signals
@@ -160,22 +160,21 @@ class _Retry:
         ledger.adopt(generation)
         parts = ledger.commits()
         total = Tally.of(parts.values())
-        allowed = limits.failed_allowed(rows_of(ledger, ledger.plan()[0]))
-        judged = judge_run(prepared.spec, ledger, self.interrupt) if total.failed <= allowed else None
-        gates = below(judged)
-        success = total.failed <= allowed and not gates
-        ledger.finish(parts, {**prepared.about, "invocation": self.invocation, "gates": gates}, success=success)
+        found = judge(prepared.spec, ledger, ledger.plan()[0], total.failed, self.interrupt)
+        about = {**prepared.about, "invocation": self.invocation, "gates": found.gates}
+        ledger.finish(parts, about, success=found.success)
         put_away(ledger, parts.values())
-        if success:
+        if found.success:
             self._stand()
         settle(ledger.store)
         message = f"{tried - result.dead:,} of {many(tried, 'dead letter')} have results now"
-        result = replace(result, evaluation=asdict(judged) if judged else {}, message=message)
-        if success:
+        result = replace(result, evaluation=asdict(found.evaluation) if found.evaluation else {}, message=message)
+        if found.success:
             self.sinks = prepared.spec.sinks
             return result
-        over = f"{many(total.failed, 'dead letter')} are left, {allowed:,} allowed by limits.max_failed {limits.max_failed}"
-        why = f"below its gates: {gates}" if gates else over
+        allowed = f"{found.allowed:,} allowed by limits.max_failed {limits.max_failed}"
+        over = f"{many(total.failed, 'dead letter')} are left, {allowed}"
+        why = f"below its gates: {found.gates}" if found.gates else over
         return replace(result, status="failed", exit_code=1, message=f"{message}; {why}")
 
     def _prepared(self) -> Prepared:

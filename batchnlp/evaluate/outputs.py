@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnlp.data.collect import read_deletes, read_part
+from batchnlp.data.collect import tables_of
 from batchnlp.data.ledger import Ledger, live, open_ledgers
 from batchnlp.data.parts import is_log
 from batchnlp.data.sources import Source
@@ -84,7 +84,7 @@ class Output:
         """Those columns of all results, in input order, and `id` as text."""
         names = list(dict.fromkeys(["id", *columns, *([OP] if self.log else [])]))
         schema = pa.schema([self.schema.field(name) for name in names])
-        tables = [table.select(names).cast(schema) for table in self._tables()]
+        tables = [table.select(names).cast(schema) for table in tables_of(self.ledgers)]
         table = pa.concat_tables(tables) if tables else schema.empty_table()
         table = table.set_column(0, "id", table["id"].cast(pa.string()))
         return _newest(table).drop_columns([OP]) if self.log else table
@@ -93,14 +93,6 @@ class Output:
     def log(self) -> bool:
         """Whether it is a log of changes; what it comes to is judged."""
         return is_log(self.schema)
-
-    def _tables(self) -> Iterator[pa.Table]:
-        for ledger in self.ledgers:
-            yield from read_deletes(ledger)
-            commits = ledger.commits()
-            for index in sorted(commits):
-                if (table := read_part(ledger, commits[index])) is not None:
-                    yield table
 
     def documents(self) -> Iterator[Docs]:
         """What was read, a shard at a time. SourceError or CorruptError where the source is not as it was."""

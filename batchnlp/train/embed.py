@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchnlp.data.sources.columns import is_text
-from batchnlp.errors import ModelError, SourceError
+from batchnlp.errors import ModelError
 from batchnlp.job.train import TrainSpec
-from batchnlp.tasks.base import present
+from batchnlp.train.beside import check_texts, judge_texts, texts_of
 from batchnlp.train.corpus import Rows, Verdict
 from batchnlp.train.examples import Examples, Ragged, mask
 from batchnlp.train.kind import JUDGED_TOKENS, Kind, Tensors
@@ -50,21 +49,15 @@ class Embed(Kind):
 
     def check(self, schema: pa.Schema) -> None:
         """Both of a pair are texts."""
-        kind = schema.field(self.spec.pair).type
-        if not is_text(kind):
-            raise SourceError(f"the pair column {self.spec.pair} is {kind}, not text", "choose another pair")
+        check_texts(schema, self.spec.pair, "pair")
 
     def judge(self, rows: Rows) -> Verdict:
         """Rows whose other text is missing."""
-        _, failures = present(self._others(rows))
-        return Verdict({f.doc: f.code.replace("_text", "_pair") for f in failures}, {})
-
-    def _others(self, rows: Rows) -> pa.Array:
-        return rows.column(self.spec.pair).cast(pa.large_string())
+        return judge_texts(rows, self.spec.pair, "pair")
 
     def encode(self, rows: Rows, *, train: bool) -> Examples:
         """Both texts."""
-        targets, cut = self.sequences(self._others(rows))
+        targets, cut = self.sequences(texts_of(rows, self.spec.pair))
         found = super().encode(rows, train=train)
         return replace(found, targets=targets, truncated=found.truncated + cut)
 

@@ -14,10 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchnlp.data.sources.columns import is_text
-from batchnlp.errors import ModelError, SourceError
+from batchnlp.errors import ModelError
 from batchnlp.job.train import TrainSpec
-from batchnlp.tasks.base import present
+from batchnlp.train.beside import check_texts, judge_texts, texts_of
 from batchnlp.train.corpus import Rows, Verdict
 from batchnlp.train.examples import NOTHING, Examples, Ragged
 from batchnlp.train.kind import Kind, Tensors
@@ -46,17 +45,11 @@ class Seq2Seq(Kind):
 
     def check(self, schema: pa.Schema) -> None:
         """Targets are texts."""
-        kind = schema.field(self.spec.target).type
-        if not is_text(kind):
-            raise SourceError(f"the target column {self.spec.target} is {kind}, not text", "choose another target")
+        check_texts(schema, self.spec.target, "target")
 
     def judge(self, rows: Rows) -> Verdict:
         """Rows without a target: `null_target`, `empty_target`, `blank_target`."""
-        _, failures = present(self._targets(rows))
-        return Verdict({f.doc: f.code.replace("_text", "_target") for f in failures}, {})
-
-    def _targets(self, rows: Rows) -> pa.Array:
-        return rows.column(self.spec.target).cast(pa.large_string())
+        return judge_texts(rows, self.spec.target, "target")
 
     def encode(self, rows: Rows, *, train: bool) -> Examples:
         """The texts, and what is to be written for each."""
@@ -65,7 +58,7 @@ class Seq2Seq(Kind):
             nothing = pa.scalar("", pa.large_string())
             texts = pc.binary_join_element_wise(pa.scalar(self.prefix, pa.large_string()), texts, nothing)
         found = super().encode(replace(rows, text=texts), train=train)
-        ids, cut = self._written(self._targets(rows).to_pylist())
+        ids, cut = self._written(texts_of(rows, self.spec.target).to_pylist())
         lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         flat = np.fromiter((token for some in ids for token in some), np.int32, int(lengths.sum()))
         return replace(found, targets=Ragged.of(flat, lengths), counts=(("targets_truncated", cut),))

@@ -9,7 +9,6 @@ all of them: memory must not follow (anonymous memory: that of mapped files is t
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import threading
@@ -22,29 +21,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from harness.contender import Facts, Settings, serve
-from simulation import CONTENT, Replicas
+from simulation import Replicas
 
 import batchnlp
 from batchnlp import registry
-from batchnlp.data.parts import staging_folder
-from batchnlp.types import Part, PartFile, Shard
 
 PADDING = " lorem ipsum dolor sit amet" * 10  # a text of about 280 characters, as half of Debian's have
 CHUNK = 250_000  # rows written at a time
-
-
-class Parts(Replicas):
-    """Hands over the rows of each shard as if they were computed."""
-
-    def _part(self, shard: Shard) -> Part:
-        name, attempt = f"part-{shard.index:05d}-{self._print[:8]}.parquet", "simulated"
-        folder = os.path.join(self._store, staging_folder(f"_batchnlp/{self._print}", shard.index, attempt))
-        os.makedirs(folder)
-        with open(os.path.join(folder, name), "wb") as handle:
-            handle.write(CONTENT)
-        file = PartFile(name, shard.rows, len(CONTENT), "0" * 64)
-        seconds = {"encode": 0.1, "forward": 1.0, "write": 0.1}
-        return Part(shard.index, attempt, shard.rows, shard.rows, 0, "0" * 16, (file,), 10, 10, seconds)
 
 
 class Anonymous:
@@ -76,8 +59,8 @@ class Nights:
     """Both nights, at a tenth of the size and at all of it."""
 
     def __init__(self, setup: Facts) -> None:
-        registry.RUNNERS["inline"] = f"{__name__}:Parts"
-        Parts.count = 4
+        registry.RUNNERS["inline"] = f"{Replicas.__module__}:Replicas"
+        Replicas.count = 4
         self._model, self._rows = setup["work"]["path"], setup["work"]["options"]["rows"]
         self._folder = Path(setup["settings"].get("folder") or tempfile.gettempdir())
 

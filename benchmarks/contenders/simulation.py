@@ -117,10 +117,9 @@ class Replicas:
         os.makedirs(folder)
         with open(os.path.join(folder, name), "wb") as handle:
             handle.write(CONTENT)
-        file = PartFile(name, 1, len(CONTENT), "0" * 64)
-        return Part(
-            shard.index, attempt, 1, 1, 0, "0" * 16, (file,), 10, 10, {"encode": 0.1, "forward": 1.0, "write": 0.1}
-        )
+        file = PartFile(name, shard.rows, len(CONTENT), "0" * 64)
+        seconds = {"encode": 0.1, "forward": 1.0, "write": 0.1}
+        return Part(shard.index, attempt, shard.rows, shard.rows, 0, "0" * 16, (file,), 10, 10, seconds)
 
 
 class Simulation:

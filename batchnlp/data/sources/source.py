@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -59,7 +58,7 @@ class Source:
                 return None
 
         files, schema = agree(config, listed, inspect)
-        return cls(config, tuple(dataclasses.replace(f, damage=damage.get(f.path, "")) for f in files), schema)
+        return cls(config, tuple(replace(f, damage=damage.get(f.path, "")) for f in files), schema)
 
     def __reduce__(self) -> tuple[type[Source], tuple[SourceConfig, tuple[InputFile, ...], pa.Schema, str | None]]:
         return Source, (self.config, self.files, self.schema, self._store.spool)
@@ -97,7 +96,7 @@ class Source:
                 docs, pa.concat_tables([SCHEMA.empty_table(), *found]), self.files, self.config.on_duplicate_id
             )
         suffixed = self.config.on_duplicate_id == "suffix"
-        return dataclasses.replace(docs, ids=docs.ids.cast(self.id_type)) if suffixed else docs
+        return replace(docs, ids=docs.ids.cast(self.id_type)) if suffixed else docs
 
     def find_repeats(self, shards: Sequence[Shard]) -> pa.Table:
         """The rows whose id a row before them has, as `repeats.SCHEMA` says; SourceError where that is not allowed."""
@@ -188,7 +187,7 @@ class Source:
             rows = self._count(segment) if self.config.filter else segment.rows
             if rows:
                 share = rows / (segment.stop - segment.start)
-                yield Run(dataclasses.replace(segment, rows=rows), int(size * share))
+                yield Run(replace(segment, rows=rows), int(size * share))
 
     def _scan(self, index: int, limits: Limits) -> Iterator[Run]:
         """All rows of a file; where it is damaged and to be salvaged, at last a row for those that nobody can count."""
@@ -201,7 +200,7 @@ class Source:
         except SourceError as error:
             if not self._store.salvage or not is_damage(error.__cause__):
                 raise
-            file = dataclasses.replace(file, damage=error.message)
+            file = replace(file, damage=error.message)
             self.files = (*self.files[:index], file, *self.files[index + 1 :])
             self._cut_off.add(index)
         if file.damage:
@@ -267,7 +266,7 @@ class Source:
         if rows.table.num_rows != count and rows.places is None:
             message = f"{file.name} has {rows.table.num_rows} rows where {count} were planned"
             raise CorruptError(message, "restore it, or start a new run")
-        return dataclasses.replace(rows, table=partitions.add(rows.table, rows.table.num_rows, file, schema))
+        return replace(rows, table=partitions.add(rows.table, rows.table.num_rows, file, schema))
 
     def _chosen(self, rows: Rows) -> Int64 | None:
         if not self.config.filter:
