@@ -23,6 +23,7 @@ python benchmarks/sinks.py [--rows 1000000] [--rounds 3] [--kinds duckdb,delta] 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -38,7 +39,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from common import finish
+from harness import environment
+from harness.scenario import Floor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # outputs by hand, and a PostgreSQL server
 
@@ -49,6 +51,7 @@ from batchnlp.job.sinks import SinkSpec
 from batchnlp.sinks.load import load
 
 SHARD = 20_000
+FLOOR = Floor(min=0.8)  # of each ratio
 By = Callable[[Warehouse, list[str]], None]
 
 
@@ -253,8 +256,8 @@ def prepare(work: Path, rows: int, nested: bool, json: bool) -> tuple[str, list[
     raise SystemExit("--nested leaves out postgres: by hand it would have no JSON to begin with")
 
 
-def main() -> None:
-    """Alternate, and print seconds and ratios."""
+def main() -> int:
+    """Alternate, and print seconds and ratios; exit 1 below the floor."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -263,13 +266,13 @@ def main() -> None:
     args = parser.parse_args()
     kinds = args.kinds.split(",")
     found: dict[str, Any] = {"rows": args.rows, "rounds": args.rounds, "nested": args.nested}
-    floors: dict[str, tuple[str, float]] = {}
+    missed: list[str] = []
     with tempfile.TemporaryDirectory() as folder, running(kinds) as uri:
         work = Path(folder)
         out, files, base = prepare(work, args.rows, args.nested, "postgres" in kinds)
         small = str(work / "small")
         write_output(Path(small), results(100, args.nested), "c")
-        print(f"{'':22}{'ours':>8}{'theirs':>8}{'ratio':>8}  of rounds")
+        print(f"{'':22}{'ours':>8}{'theirs':>8}{'ratio':>8}  floor           of rounds")
         for kind in kinds:
             contest = Contest(kind, work, uri)
             contest.append(small, sorted(str(path) for path in Path(small).glob("part-*")))
@@ -278,10 +281,12 @@ def main() -> None:
                 rounds = [getattr(contest, name)(out, files, *more) for _ in range(args.rounds)]
                 ours, theirs = median(r[0] for r in rounds), median(r[1] for r in rounds)
                 ratio, each = theirs / ours, ", ".join(f"{b / a:.2f}" for a, b in rounds)
-                print(f"{kind + ' ' + name:22}{ours:8.2f}{theirs:8.2f}{ratio:8.2f}  {each}", flush=True)
+                word = "ok" if FLOOR.holds(ratio) else "MISSED"
+                print(f"{kind + ' ' + name:22}{ours:8.2f}{theirs:8.2f}{ratio:8.2f}  {FLOOR} {word:6}  {each}", flush=True)
                 found |= {f"{kind}_{name}": ratio, f"{kind}_{name}_rows_per_second": round(args.rows / ours)}
-                floors[f"{kind}_{name}"] = (">=", 0.8)
-    finish("sinks", found, floors)
+                missed += [] if FLOOR.holds(ratio) else [f"{kind}_{name}"]
+    print(json.dumps({"benchmark": "sinks", **found, "missed": missed, "environment": environment.capture()}))
+    return 1 if missed else 0
 
 
 @contextmanager
@@ -298,4 +303,4 @@ def running(kinds: list[str]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

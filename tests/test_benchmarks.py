@@ -149,6 +149,13 @@ def _with_own_environment(where: Path) -> tuple[dict[str, Any], str]:
     return json.loads(done.stdout.splitlines()[-1]), done.stdout
 
 
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
+def test_each_script_imports_what_it_needs(name: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / name), "--help"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_one_of_ours_that_fails_is_exit_1(tmp_path: Path) -> None:
     ours = {"script": "fake", "settings": {"speed": 4, "breaks": True}}
     code, tree, _ = run(folder(tmp_path, contenders={**TREE["contenders"], "ours": ours}), "--no-plots")
