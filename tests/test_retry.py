@@ -14,10 +14,12 @@ import tiny
 from commands import Corpus, classify, invoke, last_json, rows_of
 from outputs import Crash
 from poison import TOKEN, WORD, poison
+from test_hooks import kept, results_file, writes
 from warehouses import Warehouse
 
 from batchnlp.data.ledger import Ledger, open_ledgers
 from batchnlp.data.verify import verify
+from batchnlp.report.gather import page
 
 TEXTS: list[str | None] = [*tiny.texts(22), None, "", "   "]
 POISON = {3, 11, 12, 21}
@@ -231,6 +233,66 @@ def test_warehouses_wait_for_all_the_runs_of_an_output(
     assert [(run["status"], run["rows"], run["dead"]) for run in runs] == [("done", 7, 3), ("done", 5, 0)]
     assert [sink["status"] for run in runs for sink in run["sinks"]] == ["loaded", "held"]
     assert len(duckdb.rows()) == 42
+
+
+def test_a_retry_is_told_and_noted_as_a_run_is(
+    corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an orchestrator would go on from what the run said before it."""
+    pytest.importorskip("duckdb")
+    docs, out, told = corpus(POISONED), tmp_path / "out", tmp_path / "told"
+    hook = json.dumps([writes(told, when=["success", "failure", "threshold"])])
+    sinks = json.dumps([{"kind": "duckdb", "database": str(tmp_path / "house" / "t.duckdb"), "table": "t"}])
+    with poison(monkeypatch):
+        few = "--set", "limits.max_failed=3", "--set", f"hooks={hook}", "--set", f"sinks={sinks}"
+        assert classify(docs, out, classifier, *SHARDS, *few).exit_code == 1
+    (tmp_path / "house").write_text("in the way of a warehouse")
+    assert invoke("retry", out).exit_code == 3
+    (tmp_path / "house").unlink()
+    (tmp_path / "house").mkdir()
+    for _ in range(2):  # the second of which has nothing to tell
+        assert invoke("retry", out).exit_code == 0
+    runs = kept(told)
+    assert [(one["event"], one["rows"], one["dead"]) for one in runs] == [
+        ("threshold", 25, 7), ("failure", 25, 3), ("success", 25, 3),
+    ]  # fmt: skip
+    assert runs[1]["message"] == "the same command loads what is missing, and computes nothing again"
+    assert [one["sinks"][0]["status"] for one in runs[1:]] == ["failed", "loaded"]
+    assert results_file(out) == runs[2], "beside the manifest"
+    assert len({one["invocation"] for one in runs}) == 3
+    first, second, third = page(str(out)).worked
+    assert (first.shards, second.shards, third.shards) == (3, 3, 0)
+    assert [load.status for load in page(str(out)).loads] == ["loaded"]
+
+
+def test_a_retry_that_is_refused_is_told_and_changes_no_file(
+    corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docs, out, told = corpus(POISONED), tmp_path / "out", tmp_path / "told"
+    with poison(monkeypatch):
+        classify(docs, out, classifier, *MANY, "--set", f"hooks={json.dumps([writes(told)])}")
+    before = results_file(out)
+    assert invoke("retry", out, "--set", "task.max_length=20").exit_code == 2
+    (one,) = kept(told)
+    assert (one["event"], one["exit_code"], one["error"]) == ("failure", 2, "OutputError")
+    assert results_file(out) == before
+
+
+def test_what_was_brought_back_is_loaded_also_where_another_run_cannot_be_tried(
+    corpus: Corpus, classifier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("duckdb")
+    out, duckdb = tmp_path / "out", Warehouse("duckdb", tmp_path)
+    sinks = "--set", "sinks=" + json.dumps([{"kind": "duckdb", "database": duckdb.database, "table": "t"}])
+    two = corpus([f"{text} more" for text in POISONED[:20]], "two")
+    with poison(monkeypatch):
+        classify(corpus(POISONED, "one"), out, classifier, *MANY, *sinks)
+        classify(two, out, classifier, *MANY, *sinks, "--mode", "append")
+    assert len(duckdb.rows()) == 18 + 17
+    for file in two.iterdir():
+        file.unlink()
+    assert invoke("retry", out).exit_code == 2
+    assert len(duckdb.rows()) == 22 + 17
 
 
 def test_what_cannot_be_retried_is_refused(

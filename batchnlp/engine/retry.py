@@ -10,22 +10,26 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from batchnlp.backends import device as devices
 from batchnlp.data.again import forget_stale, put_away, worth_trying
 from batchnlp.data.changes import changes_of
 from batchnlp.data.commits import Tally
+from batchnlp.data.invocations import Diary
 from batchnlp.data.ledger import Ledger, fingerprints, live, open_ledgers, settle
 from batchnlp.data.lock import Lock
 from batchnlp.data.parts import is_log
 from batchnlp.engine import incremental
 from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
+from batchnlp.engine.hooks import observed
 from batchnlp.engine.judge import judge
 from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, prepare
+from batchnlp.engine.results import Ending, written
 from batchnlp.engine.signals import Interrupt, watch_signals
 from batchnlp.errors import CorruptError, OutputError
 from batchnlp.evaluate.evaluation import asked
@@ -42,22 +46,28 @@ def retry_job(root: str, settings: Sequence[str] = (), listen: Listener = lambda
     Raises OutputError where a run is not complete or its job has become another one, and what `run_job` raises.
     """
     began = time.monotonic()
-    with watch_signals() as interrupt:
+
+    def say(text: str) -> None:
+        listen(Progress(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, message=text))
+
+    with watch_signals() as interrupt, ExitStack() as hooks:  # which may want the lock for themselves
         ledgers = open_ledgers(root)
         if warning := ledgers[0].store.check():
-            listen(Progress(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, message=warning))
+            say(warning)
         lock = Lock(ledgers[0].store, invocation := uuid.uuid4().hex[:12])
+        retries: list[_Retry] = []
         try:
             lock.acquire()
-            retries: list[_Retry] = []
-            results: list[RunResult] = []
-            for ledger in _worth(ledgers, settings):
-                retries.append(_Retry(ledger, settings, invocation, listen, began, interrupt))
-                results.append(retries[-1].run())
-                if results[-1].status == "stopped":
-                    return results
-            # Last of all, because a warehouse takes an output only whole.
-            return [load_all(one, retry.sinks, interrupt) for retry, one in zip(retries, results, strict=True)]
+            try:
+                for ledger in _worth(ledgers, settings):
+                    retry = _Retry(ledger, settings, invocation, listen, say, began, interrupt, hooks)
+                    result = retry.run()
+                    retries.append(retry)
+                    if result.status == "stopped":
+                        break
+            finally:  # last of all, because a warehouse takes an output only whole
+                results = [retry.load() for retry in retries]
+            return results
         finally:
             interrupt.defer()
             lock.release()
@@ -96,11 +106,65 @@ class _Retry:
     settings: Sequence[str]
     invocation: str
     listen: Listener
+    say: Callable[[str], None]
     began: float
     interrupt: Interrupt
+    hooks: ExitStack
     sinks: Sequence[SinkSpec] = ()  # that are to get the results: those of a run that is good
+    standing: Tally = field(default_factory=Tally)  # the whole run, as it stands
+    _result: RunResult | None = None
+    _ending: Ending | None = None
+    _diary: Diary | None = None
+    _told: ExitStack = field(default_factory=ExitStack)
 
     def run(self) -> RunResult:
+        """All but the loads."""
+        with ExitStack() as told:
+            self._result = self._run(told)
+            self._told = told.pop_all()  # how it ended is not known before the warehouses have theirs
+        return self._result
+
+    def load(self) -> RunResult:
+        """Give the warehouses theirs, and note how it all ended."""
+        result = self._result
+        assert result is not None
+        with self._told as told:
+            if result.status == "done":
+                result = load_all(result, self.sinks, self.interrupt)
+            if self._diary is None and any(sink["status"] != "held" for sink in result.sinks):
+                self._observe(_spec(self.ledger, self.settings))
+                self._note(told)
+            self._tell(result)
+        return result
+
+    def _observe(self, spec: JobSpec) -> None:
+        """From now on the job's hooks are told."""
+        self._ending = self.hooks.enter_context(observed(spec, self.say))
+
+    def _note(self, told: ExitStack) -> Diary:
+        """From now on it is an invocation of the run: what a refused one did is not what became of the results."""
+        assert self._ending is not None
+        self.standing = Tally.of(self.ledger.commits().values())
+        self._diary = told.enter_context(Diary(self.ledger, self.invocation, time.monotonic() - self.began))
+        told.enter_context(written(self._ending, self.ledger, self._facts))
+        self._diary.begin()
+        return self._diary
+
+    def _facts(self) -> dict[str, Any]:
+        return {"invocation": self.invocation, **self.standing.sums()}
+
+    def _tell(self, result: RunResult) -> None:
+        """The run's rows, not those that were tried: what hooks and orchestrators read is how the run stands."""
+        if self._ending is None or self._diary is None:
+            return
+        all_of_it = self.standing
+        whole = replace(result, rows=all_of_it.rows, dead=all_of_it.dead, codes=dict(all_of_it.codes))
+        if changes_of(self.ledger) is not None:
+            whole = incremental.told(whole, self.ledger)
+        self._ending.result = whole
+        self._diary.result(asdict(whole))
+
+    def _run(self, told: ExitStack) -> RunResult:
         ledger = self.ledger
         if not ledger.complete():
             raise OutputError(f"run {ledger.run} in {ledger.store.root} is not complete", "run the job again first")
@@ -108,7 +172,7 @@ class _Retry:
             put_away(ledger, ledger.commits().values())
         plan, _ = ledger.plan()
         again = worth_trying(ledger, plan.shards)
-        return self._again(again) if again else self._nothing()
+        return self._again(again, told) if again else self._nothing()
 
     def _nothing(self) -> RunResult:
         codes = Tally.of(self.ledger.commits().values()).codes
@@ -127,12 +191,16 @@ class _Retry:
         self.sinks = _spec(self.ledger, self.settings).sinks
         return result
 
-    def _again(self, again: list[Shard]) -> RunResult:
-        prepared, (plan, stored) = self._prepared(), self.ledger.plan()
+    def _again(self, again: list[Shard], told: ExitStack) -> RunResult:
+        self._observe(spec := _spec(self.ledger, self.settings))
+        prepared, (plan, stored) = self._prepared(spec), self.ledger.plan()
+        diary = self._note(told)
         store, generation = self.ledger.store, self.ledger.retries + 1
         retry = Ledger(store, self.ledger.fingerprint, generation)
         spec, hardware = prepared.spec, devices.probe_hardware()
-        work = Computation(prepared, retry, self.invocation, self.listen, self.began, self.interrupt)
+        work = Computation(
+            prepared, retry, self.invocation, self.listen, self.began, self.interrupt, leased=diary.leased
+        )
         resolved = devices.resume(stored, spec.engine, prepared.model, hardware, prepared.task.needs)
         work.replicas, threads = devices.share(hardware, resolved.device, spec.engine.replicas)
         plan = replace(plan, shards=tuple(again), generation=generation)
@@ -159,7 +227,7 @@ class _Retry:
         ledger, limits = self.ledger, prepared.spec.limits
         ledger.adopt(generation)
         parts = ledger.commits()
-        total = Tally.of(parts.values())
+        total = self.standing = Tally.of(parts.values())
         found = judge(prepared.spec, ledger, ledger.plan()[0], total.failed, self.interrupt)
         about = {**prepared.about, "invocation": self.invocation, "gates": found.gates}
         ledger.finish(parts, about, success=found.success)
@@ -177,9 +245,9 @@ class _Retry:
         why = f"below its gates: {found.gates}" if found.gates else over
         return replace(result, status="failed", exit_code=1, message=f"{message}; {why}")
 
-    def _prepared(self) -> Prepared:
+    def _prepared(self, spec: JobSpec) -> Prepared:
         """The job as it was begun, wherever its output lies by now; it must still be the same one."""
-        ledger, prepared = self.ledger, prepare(_spec(self.ledger, self.settings))
+        ledger, prepared = self.ledger, prepare(spec)
         prepared = incremental.on_base(prepared, ledger.store)
         if prepared.fingerprint != ledger.fingerprint:
             facts = (ledger.plan_tree() or {}).get("facts", {})

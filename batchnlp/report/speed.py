@@ -11,7 +11,7 @@ import numpy as np
 
 from batchnlp.data.invocations import Invocation
 from batchnlp.report.page import Speed, Timeline
-from batchnlp.types import Int64, Part
+from batchnlp.types import Int64, Part, Retried
 
 BINS = 60  # of the timeline
 FEWEST = 4  # commits that make a timeline
@@ -21,7 +21,8 @@ class Log:
     """What the commits of a run tell, in a few numbers each: a run may have a million."""
 
     def __init__(self) -> None:
-        self.shards, self.ok, self.dead, self.rows, self.tokens, self.who = (array("q") for _ in range(6))
+        self.shards, self.ok, self.dead = (array("q") for _ in range(3))  # of each shard
+        self.rows, self.tokens, self.who = (array("q") for _ in range(3))  # of each commit: a retry is one of its own
         self.at = array("d")
         self.executed = 0
         self.names: dict[str, int] = {}  # of invocations
@@ -29,11 +30,13 @@ class Log:
 
     def add(self, part: Part) -> None:
         """One more."""
-        numbers = part.shard, part.ok, part.dead, part.rows, part.tokens
-        for column, value in zip((self.shards, self.ok, self.dead, self.rows, self.tokens), numbers, strict=True):
+        for column, value in zip((self.shards, self.ok, self.dead), (part.shard, part.ok, part.dead), strict=True):
             column.append(value)
-        self.who.append(self.names.setdefault(part.invocation, len(self.names)))
-        self.at.append(part.committed)
+        for layer in part.layers if isinstance(part, Retried) else [part]:
+            numbers = layer.rows, layer.tokens, self.names.setdefault(layer.invocation, len(self.names))
+            for column, value in zip((self.rows, self.tokens, self.who), numbers, strict=True):
+                column.append(value)
+            self.at.append(layer.committed)
         self.executed += part.executed
         self.notes |= {part.note} - {""}
 
