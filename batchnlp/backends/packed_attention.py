@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import inspect
 import threading
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import AttentionInterface
 
 under_way = threading.local()  # the SlotModel and the Step of the call that this thread is in
 
@@ -76,6 +78,25 @@ class PackedModel(Protocol):
 
     def put_prefix(self, slots: list[int]) -> None:
         """Write the prefix into these slots."""
+
+
+def replace_attention(model: Any, name: str, attend: Callable[..., Any]) -> None:
+    """Let all of a model's attention be computed by `attend`. Raises Unsupported where it cannot be replaced."""
+    AttentionInterface.register(name, attend)
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
+        raise Unsupported("its attention cannot be replaced")
+
+
+@contextmanager
+def with_attention(model: Any, name: str) -> Iterator[Any]:
+    """The model with another attention, for as long as this lasts."""
+    own = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield model
+    finally:
+        model.set_attn_implementation(own)
 
 
 @dataclass(slots=True)

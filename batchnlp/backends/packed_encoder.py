@@ -22,13 +22,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface
 
 from batchnlp.backends.canary import check_close, each_alone, sequences
 from batchnlp.backends.fallback import fast_or_plain
 from batchnlp.backends.first_token import hook_last_layer
 from batchnlp.backends.model_files import first_position
-from batchnlp.backends.packed_attention import Unsupported
+from batchnlp.backends.packed_attention import Unsupported, replace_attention
 from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.text.batching import fill
 from batchnlp.text.encode import offsets, ranges
@@ -86,10 +85,7 @@ class PackedEncoder(TorchEncoder):
         return self._model.base_model
 
     def _replace_attention(self) -> None:
-        AttentionInterface.register(NAME, attend)
-        self._model.set_attn_implementation(NAME)
-        if self._model.config._attn_implementation != NAME:
-            raise Unsupported("its attention cannot be replaced")
+        replace_attention(self._model, NAME, attend)
         for hook in self._cut:
             hook.remove()
         if self._first_only and not hook_last_layer(self._model, _first_tokens):

@@ -9,16 +9,16 @@ Shapes: T packed tokens, B rows in flight.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from batchnlp.backends.packed_attention import Span, Unsupported
-from batchnlp.backends.paged_graph import NAME, Caches, compile_graph, convert, replace_attention
+from batchnlp.backends.packed_attention import Span, Unsupported, with_attention
+from batchnlp.backends.paged_graph import Caches, compile_graph, convert, mark_attention
 
 
 class PagedModel:
@@ -31,7 +31,7 @@ class PagedModel:
         self.model, self._openvino = model, openvino
         self.dtype = getattr(torch, dtype)
         self._plain = model.config._attn_implementation
-        replace_attention(model)
+        mark_attention(model)
         if "position_ids" not in inspect.signature(model.forward).parameters:
             raise Unsupported("it counts positions itself")
         example = {"input_ids": torch.arange(5), "position_ids": torch.arange(5), "keep": torch.tensor([4])}
@@ -41,14 +41,9 @@ class PagedModel:
         self.blocks = self._caches.blocks
         self.clear()
 
-    @contextmanager
-    def plain(self) -> Iterator[Any]:
+    def plain(self) -> AbstractContextManager[Any]:
         """The model as transformers would run it."""
-        self.model.set_attn_implementation(self._plain)
-        try:
-            yield self.model
-        finally:
-            self.model.set_attn_implementation(NAME)
+        return with_attention(self.model, self._plain)
 
     # --- the calls
 

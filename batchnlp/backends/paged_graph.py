@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 
 from batchnlp.backends.blocks import Blocks
-from batchnlp.backends.packed_attention import Unsupported
+from batchnlp.backends.packed_attention import Unsupported, replace_attention
 
 NAME = "batchnlp_paged"
 INPUTS = "past_lens", "subsequence_begins", "block_indices", "block_indices_begins", "max_context_len"
@@ -69,12 +68,9 @@ def attend(
     return _mark(*flat, list(_layers).index(module)).reshape(1, -1, heads, size), None
 
 
-def replace_attention(model: Any) -> None:
+def mark_attention(model: Any) -> None:
     """Let the model mark its attention when it is traced. Raises Unsupported where it has none that can be replaced."""
-    AttentionInterface.register(NAME, attend)
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        raise Unsupported("its attention cannot be replaced")
+    replace_attention(model, NAME, attend)
 
 
 def convert(openvino: Any, traced: torch.nn.Module, example: dict[str, Tensor], cross: Collection[Any] = ()) -> Any:

@@ -11,18 +11,17 @@ Shapes: T source tokens, R sources in a batch, L their length, N layers, K key-v
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface
 from transformers.modeling_outputs import BaseModelOutput
 
-from batchnlp.backends.packed_attention import Span, Step, Unsupported, under_way
-from batchnlp.backends.paged_graph import CROSS, NAME, Caches, compile_graph, convert, replace_attention
+from batchnlp.backends.packed_attention import Span, Step, Unsupported, replace_attention, under_way, with_attention
+from batchnlp.backends.paged_graph import CROSS, Caches, compile_graph, convert, mark_attention
 from batchnlp.backends.slots import Pass, cross_attention, own_positions
 from batchnlp.text.batching import pack
 
@@ -52,10 +51,7 @@ class PagedSeq2Seq:
         self.clear()
 
     def _sources_graph(self, dtype: str, threads: int) -> Any:
-        AttentionInterface.register(READING, _read)
-        self.model.set_attn_implementation(READING)
-        if self.model.config._attn_implementation != READING:
-            raise Unsupported("its attention cannot be replaced")
+        replace_attention(self.model, READING, _read)
         mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
         example = {"input_ids": torch.arange(8).reshape(2, 4) + 3, "attention_mask": mask}
         sources = _Sources(self.model, self._cross)
@@ -65,21 +61,16 @@ class PagedSeq2Seq:
         return compile_graph(self._openvino, graph, dtype, threads)
 
     def _decoder_graph(self, dtype: str, threads: int) -> Any:
-        replace_attention(self.model)
+        mark_attention(self.model)
         example = {
             "input_ids": torch.arange(5) + 3, "position_ids": torch.arange(5), "last": torch.zeros(5, *self._shape)
         }  # fmt: skip
         graph = convert(self._openvino, _Decoder(self.model), example, self._cross)
         return compile_graph(self._openvino, graph, dtype, threads)
 
-    @contextmanager
-    def plain(self) -> Iterator[Any]:
+    def plain(self) -> AbstractContextManager[Any]:
         """The model as transformers would run it."""
-        self.model.set_attn_implementation(self._plain)
-        try:
-            yield self.model
-        finally:
-            self.model.set_attn_implementation(NAME)
+        return with_attention(self.model, self._plain)
 
     # --- the calls
 

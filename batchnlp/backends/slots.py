@@ -20,16 +20,23 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from batchnlp.backends.packed_attention import Span, Step, Unsupported, attend, under_way
+from batchnlp.backends.packed_attention import (
+    Span,
+    Step,
+    Unsupported,
+    attend,
+    replace_attention,
+    under_way,
+    with_attention,
+)
 
 NAME = "batchnlp_slots"
 CROSS = {"encoder_attn", "EncDecAttention"}  # what models call their cross-attention
@@ -78,21 +85,13 @@ class SlotModel:
         self._prefix: dict[Any, tuple[Tensor, Tensor]] = {}  # [K, P, D] of what all prompts begin with
         self._cross = set(cross_attention(model)) if self.seq2seq else set()
         self._layers = len(self._cross)
-        AttentionInterface.register(NAME, attend)
-        model.set_attn_implementation(NAME)
-        if model.config._attn_implementation != NAME:
-            raise Unsupported("its attention cannot be replaced")
+        replace_attention(model, NAME, attend)
         if self.seq2seq:
             own_positions(model)
 
-    @contextmanager
-    def plain(self) -> Iterator[Any]:
+    def plain(self) -> AbstractContextManager[Any]:
         """The model as transformers would run it."""
-        self.model.set_attn_implementation(self._plain)
-        try:
-            yield self.model
-        finally:
-            self.model.set_attn_implementation(NAME)
+        return with_attention(self.model, self._plain)
 
     # --- the calls
 
