@@ -169,6 +169,7 @@ def test_a_retry_that_was_cut_off_goes_on(
     assert verify(str(out)).problems == []
     assert len(list(out.glob("_batchnlp/*/dead/*"))) == 1
     assert len(list(out.glob("_batchnlp/*/manifest-*.json"))) == 1
+    assert [results_file(out)[key] for key in ("event", "rows", "dead")] == ["success", 25, 3], "not how it broke"
 
 
 def test_a_shard_that_is_computed_anew_leaves_its_retries_behind(
@@ -222,7 +223,8 @@ def test_warehouses_wait_for_all_the_runs_of_an_output(
     pytest.importorskip("duckdb")
     out, duckdb = tmp_path / "out", Warehouse("duckdb", tmp_path)
     sinks = "--set", "sinks=" + json.dumps([{"kind": "duckdb", "database": duckdb.database, "table": "t"}])
-    few = *SHARDS, "--set", "limits.max_failed=3", *sinks
+    hook = "--set", f"hooks={json.dumps([writes(tmp_path / 'told', when=['success'])])}"
+    few = *SHARDS, "--set", "limits.max_failed=3", *sinks, *hook
     with poison(monkeypatch):
         assert classify(corpus(POISONED, "one"), out, classifier, *few).exit_code == 1
         more = corpus([f"{text} {WORD}" if i < 5 else text for i, text in enumerate(TEXTS[:20])], "two")
@@ -232,6 +234,7 @@ def test_warehouses_wait_for_all_the_runs_of_an_output(
     runs = last_json(result)["runs"]
     assert [(run["status"], run["rows"], run["dead"]) for run in runs] == [("done", 7, 3), ("done", 5, 0)]
     assert [sink["status"] for run in runs for sink in run["sinks"]] == ["loaded", "held"]
+    assert [one["run"] for one in kept(tmp_path / "told")] == [run["run"] for run in runs], "the newest last"
     assert len(duckdb.rows()) == 42
 
 
@@ -271,11 +274,13 @@ def test_a_retry_that_is_refused_is_told_and_changes_no_file(
     docs, out, told = corpus(POISONED), tmp_path / "out", tmp_path / "told"
     with poison(monkeypatch):
         classify(docs, out, classifier, *MANY, "--set", f"hooks={json.dumps([writes(told)])}")
-    before = results_file(out)
+    files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "lock.json"}
     assert invoke("retry", out, "--set", "task.max_length=20").exit_code == 2
     (one,) = kept(told)
     assert (one["event"], one["exit_code"], one["error"]) == ("failure", 2, "OutputError")
-    assert results_file(out) == before
+    now = {path: path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "lock.json"}
+    assert {path.name for path in files if files[path] != now.get(path)} <= {"_report.html"}
+    assert files.keys() == now.keys()
 
 
 def test_what_was_brought_back_is_loaded_also_where_another_run_cannot_be_tried(
@@ -291,8 +296,11 @@ def test_what_was_brought_back_is_loaded_also_where_another_run_cannot_be_tried(
     assert len(duckdb.rows()) == 18 + 17
     for file in two.iterdir():
         file.unlink()
-    assert invoke("retry", out).exit_code == 2
+    refused = invoke("retry", out)
+    assert (refused.exit_code, "4 of 7 dead letters have results now" in refused.stderr) == (2, True)
     assert len(duckdb.rows()) == 22 + 17
+    (first,) = (json.loads(path.read_text()) for path in out.glob("_batchnlp/*/run_results.json") if "-r1" in path.read_text())
+    assert (first["event"], first["dead"], first["sinks"][0]["status"]) == ("success", 3, "loaded")
 
 
 def test_what_cannot_be_retried_is_refused(

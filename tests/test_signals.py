@@ -217,6 +217,21 @@ def test_while_ray_has_a_handler_of_its_own() -> None:
     assert "SIGTERM: finishing" in done.stderr
 
 
+def test_one_that_comes_while_the_watch_ends_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second Ctrl-C, when all is said and done: Python's own handler has it."""
+    stop = signal.set_wakeup_fd
+
+    def end(fd: int, **more: bool) -> int:
+        before = stop(fd, **more)
+        if fd == -1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return before
+
+    monkeypatch.setattr(signal, "set_wakeup_fd", end)
+    with pytest.raises(KeyboardInterrupt), watch_signals() as interrupt:
+        interrupt.signal = signal.SIGINT  # the first
+
+
 def test_what_a_run_defers_is_not_deferred_after_it() -> None:
     with watch_signals() as outer:
         with watch_signals() as inner:

@@ -1,4 +1,5 @@
-"""The attention of packed tokens: the one function that knows where a row ends and the next begins.
+"""The attention of packed tokens: the one function that knows where a row ends and the next begins; and how a model is given
+another attention than its own.
 
 Registered with transformers by `slots`, which says before each call of the model what is packed (`Step`), because
 the modules in between only hand tensors on. Shapes as there: T packed tokens, B rows in flight, L cached positions,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from batchnlp.cli.show import LiveLine, print_summary
 from batchnlp.data.store import open_store
 from batchnlp.engine.computing import RunResult
 from batchnlp.engine.driver import run_job
 from batchnlp.engine.retry import retry_job
-from batchnlp.errors import BackendError, StoppedError
+from batchnlp.errors import BackendError, BatchnlpError, StoppedError
 from batchnlp.job.spec import JobSpec
 
 
@@ -28,8 +29,13 @@ def run_shown(spec: JobSpec) -> tuple[RunResult, str | None]:
 
 def retry_shown(out: str, settings: Sequence[str]) -> tuple[list[RunResult], str | None]:
     """The same for the dead letters of an output, tried again."""
-    with LiveLine() as line:
-        results = retry_job(out, settings, line.update)
+    try:
+        with LiveLine() as line:
+            results = retry_job(out, settings, line.update)
+    except BatchnlpError:
+        with suppress(BatchnlpError):
+            _page(out, anew=True)  # of what was brought back before it
+        raise
     for result in results:
         print_summary(result)
     return results, _page(out, anew=True)

@@ -1,14 +1,15 @@
 """How a run ended, as one JSON object: run_results.json beside the manifest, and what hooks are told.
 
 The file is there for every invocation that had the output to itself, also one that stopped or broke; what ended before that, in
-the preflight or at the lock, only hooks are told.
+the preflight or at a run's lock, only hooks are told. A retry that had nothing to try leaves it alone.
 """
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -81,6 +82,13 @@ def written(ending: Ending, ledger: Ledger, facts: Callable[[], dict[str, Any]])
                 ledger.store.replace(f"{ledger.control}/{FILE}", to_json(ending.tree()))
             except (OSError, BatchnlpError) as error:  # the manifest stands all the same
                 ending.say(f"{FILE} could not be written: {error}")
+
+
+def results_of(ledger: Ledger) -> dict[str, Any]:
+    """What the file says; nothing where there is none, or it is damaged."""
+    with suppress(ValueError, BatchnlpError):
+        return dict(json.loads(ledger.store.read(f"{ledger.control}/{FILE}") or b"{}"))
+    return {}
 
 
 def versions() -> dict[str, str]:

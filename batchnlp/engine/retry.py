@@ -29,9 +29,9 @@ from batchnlp.engine.hooks import observed
 from batchnlp.engine.judge import judge
 from batchnlp.engine.loading import load_all
 from batchnlp.engine.planner import Prepared, prepare
-from batchnlp.engine.results import Ending, written
+from batchnlp.engine.results import Ending, results_of, written
 from batchnlp.engine.signals import Interrupt, watch_signals
-from batchnlp.errors import CorruptError, OutputError
+from batchnlp.errors import BatchnlpError, CorruptError, OutputError
 from batchnlp.evaluate.evaluation import asked
 from batchnlp.job.identity import differences
 from batchnlp.job.load import build_spec
@@ -50,27 +50,36 @@ def retry_job(root: str, settings: Sequence[str] = (), listen: Listener = lambda
     def say(text: str) -> None:
         listen(Progress(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, message=text))
 
-    with watch_signals() as interrupt, ExitStack() as hooks:  # which may want the lock for themselves
+    with watch_signals() as interrupt, ExitStack() as hooks:
         ledgers = open_ledgers(root)
         if warning := ledgers[0].store.check():
             say(warning)
         lock = Lock(ledgers[0].store, invocation := uuid.uuid4().hex[:12])
         retries: list[_Retry] = []
+        failure: Exception | None = None
         try:
             lock.acquire()
             try:
                 for ledger in _worth(ledgers, settings):
-                    retry = _Retry(ledger, settings, invocation, listen, say, began, interrupt, hooks)
-                    result = retry.run()
-                    retries.append(retry)
-                    if result.status == "stopped":
+                    retries.append(_Retry(ledger, settings, invocation, listen, say, began, interrupt))
+                    if retries[-1].run().status == "stopped":
                         break
-            finally:  # last of all, because a warehouse takes an output only whole
-                results = [retry.load() for retry in retries]
-            return results
+            except Exception as error:  # noqa: BLE001 - what was brought back before it goes where it belongs all the same
+                failure = error
+            with ExitStack() as loads:  # last of all, because a warehouse takes an output only whole
+                for retry in reversed(retries):
+                    loads.callback(retry.load)
+            results = [retry.result for retry in retries if retry.result is not None]
+            if failure is None:
+                return results
+            for one in results:
+                say(f"run {one.run}: {one.message}")
+            raise failure
         finally:
             interrupt.defer()
             lock.release()
+            for retry in reversed(retries):  # they may want the lock for themselves; the newest is told last
+                hooks.push(retry.hooks)
 
 
 def _worth(ledgers: Sequence[Ledger], settings: Sequence[str]) -> Sequence[Ledger]:
@@ -109,33 +118,51 @@ class _Retry:
     say: Callable[[str], None]
     began: float
     interrupt: Interrupt
-    hooks: ExitStack
+    hooks: ExitStack = field(default_factory=ExitStack)  # to be told once the lock is free
+    result: RunResult | None = None
     sinks: Sequence[SinkSpec] = ()  # that are to get the results: those of a run that is good
     standing: Tally = field(default_factory=Tally)  # the whole run, as it stands
-    _result: RunResult | None = None
+    _since: float = field(default_factory=time.monotonic)
     _ending: Ending | None = None
     _diary: Diary | None = None
     _told: ExitStack = field(default_factory=ExitStack)
 
     def run(self) -> RunResult:
         """All but the loads."""
-        with ExitStack() as told:
-            self._result = self._run(told)
-            self._told = told.pop_all()  # how it ended is not known before the warehouses have theirs
-        return self._result
+        try:
+            with ExitStack() as told:
+                self.result = self._run(told)
+                self._told = told.pop_all()  # how it ended is not known before the warehouses have theirs
+        except Exception:
+            if self._ending is None:
+                with suppress(BatchnlpError):
+                    self._observe(_spec(self.ledger, self.settings))
+            raise
+        return self.result
 
-    def load(self) -> RunResult:
+    def load(self) -> None:
         """Give the warehouses theirs, and note how it all ended."""
-        result = self._result
-        assert result is not None
+        if self.result is None:
+            return
         with self._told as told:
-            if result.status == "done":
-                result = load_all(result, self.sinks, self.interrupt)
-            if self._diary is None and any(sink["status"] != "held" for sink in result.sinks):
+            quiet = self._diary is None and self.interrupt.signal  # what was not begun cannot have been stopped
+            if self.result.status == "done" and not quiet:
+                self.result = load_all(self.result, self.sinks, self.interrupt)
+            if self._diary is None and (self._loads() or self._untold()):
                 self._observe(_spec(self.ledger, self.settings))
                 self._note(told)
-            self._tell(result)
-        return result
+            self._tell(self.result)
+
+    def _loads(self) -> bool:
+        """Whether a warehouse was given something, or refused it."""
+        return self.result is not None and any(sink["status"] != "held" for sink in self.result.sinks)
+
+    def _untold(self) -> bool:
+        """Whether the run is a good one, and its results say something else: an earlier retry broke before its end."""
+        if not self.ledger.succeeded():
+            return False
+        told, dead = results_of(self.ledger), Tally.of(self.ledger.commits().values()).dead
+        return (told.get("event"), told.get("dead")) != ("success", dead)
 
     def _observe(self, spec: JobSpec) -> None:
         """From now on the job's hooks are told."""
@@ -145,9 +172,8 @@ class _Retry:
         """From now on it is an invocation of the run: what a refused one did is not what became of the results."""
         assert self._ending is not None
         self.standing = Tally.of(self.ledger.commits().values())
-        self._diary = told.enter_context(Diary(self.ledger, self.invocation, time.monotonic() - self.began))
+        self._diary = told.enter_context(Diary(self.ledger, self.invocation, time.monotonic() - self._since))
         told.enter_context(written(self._ending, self.ledger, self._facts))
-        self._diary.begin()
         return self._diary
 
     def _facts(self) -> dict[str, Any]:
@@ -195,6 +221,7 @@ class _Retry:
         self._observe(spec := _spec(self.ledger, self.settings))
         prepared, (plan, stored) = self._prepared(spec), self.ledger.plan()
         diary = self._note(told)
+        diary.begin()
         store, generation = self.ledger.store, self.ledger.retries + 1
         retry = Ledger(store, self.ledger.fingerprint, generation)
         spec, hardware = prepared.spec, devices.probe_hardware()
@@ -227,10 +254,11 @@ class _Retry:
         ledger, limits = self.ledger, prepared.spec.limits
         ledger.adopt(generation)
         parts = ledger.commits()
-        total = self.standing = Tally.of(parts.values())
+        total = Tally.of(parts.values())
         found = judge(prepared.spec, ledger, ledger.plan()[0], total.failed, self.interrupt)
         about = {**prepared.about, "invocation": self.invocation, "gates": found.gates}
         ledger.finish(parts, about, success=found.success)
+        self.standing = total
         put_away(ledger, parts.values())
         if found.success:
             self._stand()

@@ -112,14 +112,21 @@ def watch_signals(last_words: LastWords = lambda error: None, first_words: First
         finally:
             outer.defer(deferred=False)
         return
-    before = {number: signal.signal(number, interrupt.handle) for number in OURS}
     try:
-        with _noticing(interrupt):
+        # The handlers of before come back first: a second signal that only ours heard would be lost.
+        with _noticing(interrupt), _handling(interrupt):
             yield interrupt
     except Exception as error:
         if interrupt.raised and not isinstance(error, Interrupted):  # what others made of it
             raise _error(interrupt.signal) from error
         raise
+
+
+@contextmanager
+def _handling(interrupt: Interrupt) -> Iterator[None]:
+    before = {number: signal.signal(number, interrupt.handle) for number in OURS}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
