@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from batchnlp.data import lock as module
-from batchnlp.data.lock import NAME, Holder, Lock
+from batchnlp.data.lock import NAME, Holder, Lock, locked
 from batchnlp.data.store import LocalStore, to_json
 from batchnlp.errors import LockedError, StoppedError
 
@@ -301,3 +301,23 @@ def test_a_beat_does_not_take_the_lock_back(store: LocalStore, monkeypatch: pyte
     assert held is not None
     assert held.invocation == "theirs"
     lock.release()
+
+
+def test_what_breaks_once_the_lock_was_taken_away_says_so(store: LocalStore) -> None:
+    """Another run sweeps away what belongs to nobody, under the hands of one that was thought dead."""
+
+    def run(taken: bool, error: Exception) -> None:
+        with locked(store):
+            if taken:
+                store.replace(NAME, to_json(asdict(replace(Holder.me("theirs"), host="elsewhere"))))
+            raise error
+
+    with pytest.raises(FileNotFoundError):
+        run(taken=False, error=FileNotFoundError())
+    with pytest.raises(LockedError, match="on elsewhere has taken") as caught:
+        run(taken=True, error=FileNotFoundError())
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    assert store.read(NAME) is not None, "it is theirs"
+    store.remove(NAME)
+    with pytest.raises(StoppedError):  # an error of ours stays what it is
+        run(taken=True, error=StoppedError("no space left", "make room"))

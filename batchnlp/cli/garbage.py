@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
-
 from batchnlp.cli.show import message, print_json
 from batchnlp.data.ledger import open_ledgers
-from batchnlp.data.lock import Lock
+from batchnlp.data.lock import locked
 from batchnlp.data.sweep import collect_garbage
 from batchnlp.types import many
 
@@ -14,12 +12,8 @@ from batchnlp.types import many
 def remove_garbage(out: str, hours: float, dry: bool, as_json: bool) -> None:
     """Remove what dead writers left in an output, which nobody may use meanwhile."""
     store = open_ledgers(out)[0].store
-    lock = Lock(store, uuid.uuid4().hex[:12])
-    try:
-        lock.acquire()
+    with locked(store):
         found = collect_garbage(store, hours * 3600, dry=dry)
-    finally:
-        lock.release()
     for name in found:
         message(store.path(name))
     message(f"{many(len(found), 'orphan')} older than {hours:g} h {'would go' if dry else 'removed'}")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from batchnlp.cli.show import message, print_json, sink_line
 from batchnlp.data.ledger import open_ledgers
-from batchnlp.data.lock import Lock
+from batchnlp.data.lock import locked
 from batchnlp.job.load import build_target
 from batchnlp.job.sinks import StatementSpec
 
@@ -28,12 +27,8 @@ def load_output(out: str, kind: str, settings: Sequence[str], as_json: bool) -> 
         return
     from batchnlp.sinks.load import load
 
-    lock = Lock(open_ledgers(out)[0].store, uuid.uuid4().hex[:12])  # nobody overwrites what is being read
-    lock.acquire()
-    try:
+    with locked(open_ledgers(out)[0].store):  # nobody overwrites what is being read
         loaded = asdict(load(out, target))
-    finally:
-        lock.release()
     result = {**loaded, "status": "loaded" if loaded["runs"] else "held"}
     message(sink_line(result))
     if as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
@@ -13,7 +12,7 @@ from typing import Any
 
 from batchnlp import registry
 from batchnlp.cli.show import message, print_json, print_table
-from batchnlp.data.lock import Lock
+from batchnlp.data.lock import locked
 from batchnlp.data.store import explain_full
 from batchnlp.engine.signals import watch_signals
 from batchnlp.schedule.exports.base import Place
@@ -69,13 +68,8 @@ def run_schedule(paths: Sequence[str], state_file: str) -> int:
     """Run jobs by the clock until a signal comes; the exit code."""
     some(scheduled(paths), paths)  # at the start whatever is wrong with a file is an error
     state = State(state_file)
-    lock = Lock(state.store, uuid.uuid4().hex[:12])  # two of us would start every run twice
-    with watch_signals() as interrupt:
-        lock.acquire()
-        try:
-            serve(Scheduler(paths, state, message), interrupt)
-        finally:
-            lock.release()
+    with watch_signals() as interrupt, locked(state.store):  # two of us would start every run twice
+        serve(Scheduler(paths, state, message), interrupt)
         return interrupt.exit_code
 
 

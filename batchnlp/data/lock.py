@@ -16,7 +16,9 @@ import socket
 import sys
 import threading
 import time
-from contextlib import AbstractContextManager, suppress
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -119,6 +121,16 @@ class Lock:
             if held is not None and held.invocation == self._mine.invocation:
                 self._store.remove(NAME)
 
+    def lost(self) -> LockedError | None:
+        """What to say where the lock, once acquired, is not ours any more."""
+        held = self._read()
+        if held is not None and held.invocation == self._mine.invocation:
+            return None
+        root, hint = self._store.root, "run this again when nobody else uses it; what is committed counts"
+        if held is None:
+            return LockedError(f"the lock of {root} is gone: another run took it over, or somebody removed it", hint)
+        return LockedError(f"process {held.pid} on {held.host} has taken {root} over, and thought this run dead", hint)
+
     def _outwait(self, held: Holder) -> None:
         """Watch a holder on another host for three beats."""
         deadline = time.monotonic() + 3 * BEAT
@@ -159,6 +171,23 @@ class Lock:
     def _guard(self) -> AbstractContextManager[None]:
         """Between processes of one host: who looks and then writes is alone."""
         return self._store.guard(NAME)
+
+
+@contextmanager
+def locked(store: Store) -> Iterator[str]:
+    """Hold the lock meanwhile, under a new name. LockedError where another run has it; or where one took it away in the
+    meantime and something broke: its files go when another run begins."""
+    lock = Lock(store, invocation := uuid.uuid4().hex[:12])
+    try:
+        lock.acquire()
+        try:
+            yield invocation
+        except Exception as error:
+            if not isinstance(error, BatchnlpError) and (lost := lock.lost()):
+                raise lost from error
+            raise
+    finally:
+        lock.release()
 
 
 def _holder(store: Store) -> Holder | None:

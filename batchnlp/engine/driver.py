@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,7 +20,7 @@ from batchnlp.backends import device as devices
 from batchnlp.data.changes import in_log
 from batchnlp.data.invocations import Diary
 from batchnlp.data.ledger import SUCCESS, Ledger, fingerprints, live, set_live, settle
-from batchnlp.data.lock import Lock
+from batchnlp.data.lock import locked
 from batchnlp.data.store import Store, open_store
 from batchnlp.data.sweep import drop, sweep_dropped, sweep_temporary, sweep_unnamed
 from batchnlp.engine import incremental
@@ -53,19 +52,17 @@ def run_job(spec: JobSpec, listen: Listener = lambda progress: None) -> RunResul
         store = open_store(spec.output.path)
         warning = store.check()
         refuse_other_runs(prepared, store)
-        lock = Lock(store, invocation := uuid.uuid4().hex[:12])
-        try:
-            lock.acquire()
-            prepared = incremental.on_base(prepared, store)
-            run = _Run(prepared, store, invocation, listen, began, interrupt)
-            if warning:
-                run.warn(warning)
-            with written(ending, run.ledger, run.facts):
-                ending.result = run.run()
-            return ending.result
-        finally:
-            interrupt.defer()
-            lock.release()
+        with locked(store) as invocation:
+            try:
+                prepared = incremental.on_base(prepared, store)
+                run = _Run(prepared, store, invocation, listen, began, interrupt)
+                if warning:
+                    run.warn(warning)
+                with written(ending, run.ledger, run.facts):
+                    ending.result = run.run()
+                return ending.result
+            finally:
+                interrupt.defer()
 
 
 def refuse_other_runs(prepared: Prepared, store: Store) -> None:

@@ -9,8 +9,7 @@ retry that is stopped goes on where it was.
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -21,7 +20,7 @@ from batchnlp.data.changes import changes_of
 from batchnlp.data.commits import Tally
 from batchnlp.data.invocations import Diary
 from batchnlp.data.ledger import Ledger, fingerprints, live, open_ledgers, settle
-from batchnlp.data.lock import Lock
+from batchnlp.data.lock import locked
 from batchnlp.data.parts import is_log
 from batchnlp.engine import incremental
 from batchnlp.engine.computing import Computation, Listener, Progress, RunResult, summed_up
@@ -54,32 +53,41 @@ def retry_job(root: str, settings: Sequence[str] = (), listen: Listener = lambda
         ledgers = open_ledgers(root)
         if warning := ledgers[0].store.check():
             say(warning)
-        lock = Lock(ledgers[0].store, invocation := uuid.uuid4().hex[:12])
         retries: list[_Retry] = []
-        failure: Exception | None = None
         try:
-            lock.acquire()
-            try:
-                for ledger in _worth(ledgers, settings):
-                    retries.append(_Retry(ledger, settings, invocation, listen, say, began, interrupt))
-                    if retries[-1].run().status == "stopped":
-                        break
-            except Exception as error:  # noqa: BLE001 - what was brought back before it goes where it belongs all the same
-                failure = error
-            with ExitStack() as loads:  # last of all, because a warehouse takes an output only whole
-                for retry in reversed(retries):
-                    loads.callback(retry.load)
-            results = [retry.result for retry in retries if retry.result is not None]
-            if failure is None:
-                return results
-            for one in results:
-                say(f"run {one.run}: {one.message}")
-            raise failure
+            with locked(ledgers[0].store) as invocation:
+                try:
+                    begun = (
+                        _Retry(one, settings, invocation, listen, say, began, interrupt)
+                        for one in _worth(ledgers, settings)
+                    )
+                    return _each(begun, retries, say)
+                finally:
+                    interrupt.defer()
         finally:
-            interrupt.defer()
-            lock.release()
             for retry in reversed(retries):  # they may want the lock for themselves; the newest is told last
                 hooks.push(retry.hooks)
+
+
+def _each(begun: Iterator[_Retry], retries: list[_Retry], say: Callable[[str], None]) -> list[RunResult]:
+    """One run after the other, into `retries`, and then the loads."""
+    failure: Exception | None = None
+    try:
+        for retry in begun:
+            retries.append(retry)
+            if retry.run().status == "stopped":
+                break
+    except Exception as error:  # noqa: BLE001 - what was brought back before it goes where it belongs all the same
+        failure = error
+    with ExitStack() as loads:  # last of all, because a warehouse takes an output only whole
+        for retry in reversed(retries):
+            loads.callback(retry.load)
+    results = [retry.result for retry in retries if retry.result is not None]
+    if failure is None:
+        return results
+    for one in results:
+        say(f"run {one.run}: {one.message}")
+    raise failure
 
 
 def _worth(ledgers: Sequence[Ledger], settings: Sequence[str]) -> Sequence[Ledger]:

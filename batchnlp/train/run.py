@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -27,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchnlp import __version__
-from batchnlp.data.lock import Lock
+from batchnlp.data.lock import locked
 from batchnlp.data.store import LocalStore, explain_full, sha256_of, to_json
 from batchnlp.errors import MissingExtraError, OutputError
 from batchnlp.job.identity import differences, digest
@@ -79,9 +78,7 @@ def train(spec: TrainSpec, listener: Any = None) -> TrainResult:
     store = LocalStore(spec.output.path)
     if record := _done(store, facts):
         return TrainResult("done", spec.output.path, record, already=True)
-    lock = Lock(store, uuid.uuid4().hex[:12])
-    lock.acquire()
-    try:
+    with locked(store):
         began = time.monotonic()
         rows, counts = read_rows(source, spec, kind.judge)
         parts, counts = split(rows, spec.split, counts)
@@ -92,8 +89,6 @@ def train(spec: TrainSpec, listener: Any = None) -> TrainResult:
         record = _record(spec, facts, counts, kind, fitted, time.monotonic() - began)
         with explain_full(store.root):
             _publish(store, spec, parts, record)
-    finally:
-        lock.release()
     return TrainResult("done", spec.output.path, record)
 
 
