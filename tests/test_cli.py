@@ -498,6 +498,10 @@ def test_plan_counts_all_rows_it_will_not_answer(tmp_path: Path, corpus: Corpus,
     told = last_json(invoke("plan", spec, "--json", "--full"))
     assert told["dead"] == {"blank_text": 1, "empty_text": 1, "null_text": 1}
     assert told["duplicate_share"] == 0, "what has no text is no other's twin"
+    (note,) = told["notes"]
+    want = "about 3 dead letters from what has been looked at, 0 allowed by limits.max_failed 1%: the run would end as failed"
+    assert note == want
+    assert last_json(invoke("plan", spec, "--json", "--set", "limits.max_failed=3"))["notes"] == []
 
 
 def test_verify_finds_damage(tmp_path: Path, corpus: Corpus, classifier: str) -> None:

@@ -25,7 +25,7 @@ from batchnlp.engine.incremental import on_base, plan_changes
 from batchnlp.engine.planner import Prepared, find_repeats, make_plan
 from batchnlp.errors import UsageError
 from batchnlp.text.batching import pack, padding
-from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved, Server
+from batchnlp.types import Docs, Encoded, Int64, Pieces, Plan, Resolved, Server, many
 
 SAMPLE = 2_000  # documents
 PROBE_SECONDS = 5.0
@@ -105,7 +105,10 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False, exp
         memory=_memory(prepared, resolved, lengths, plan, sampled),
         resolved=asdict(resolved), replicas=replicas,
         committed=len(done), rows_done=Tally.of(done.values()).rows,
-        notes=[note for note in (prepared.task.note, *([ALL] if incremental and changes is None else [])) if note],
+        notes=[
+            *filter(None, [prepared.task.note]), *([ALL] if incremental and changes is None else []),
+            *_over(prepared, survey.failed * scale, plan.rows + (changes.unchanged if changes else 0)),
+        ],
         changes=None if changes is None else asdict(changes),
     )  # fmt: skip
     if probe:
@@ -144,6 +147,20 @@ class Survey:
         counts = encoded.counts
         self.over += int(((counts.n_windows > 1) | (counts.n_tokens_used < counts.n_tokens)).sum())
         self.over += sum(failure.code == "too_long" for failure in encoded.failures)
+
+    @property
+    def failed(self) -> int:
+        """Those that count against the limit, as in `Tally`."""
+        return sum(self.dead.values()) - self.dead["duplicate_id"]
+
+
+def _over(prepared: Prepared, failed: float, rows: int) -> list[str]:
+    """What to say of more dead letters than the job allows: better now than after the night."""
+    limits = prepared.spec.limits
+    if round(failed) <= (allowed := limits.failed_allowed(rows)):
+        return []
+    expected = f"about {many(round(failed), 'dead letter')} from what has been looked at"
+    return [f"{expected}, {allowed:,} allowed by limits.max_failed {limits.max_failed}: the run would end as failed"]
 
 
 def _histogram(n_tokens: Any) -> dict[str, int]:
