@@ -217,6 +217,16 @@ def test_while_ray_has_a_handler_of_its_own() -> None:
     assert "SIGTERM: finishing" in done.stderr
 
 
+def test_one_that_nobody_watches_for_is_a_signal_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no failed run, which exit code 1 would be."""
+
+    def late(out: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(look, "ledgers", late)
+    assert invoke("status", tmp_path).exit_code == 130
+
+
 def test_one_that_comes_while_the_watch_ends_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second Ctrl-C, when all is said and done: Python's own handler has it."""
     stop = signal.set_wakeup_fd

@@ -59,6 +59,8 @@ class Group(Commands):
                 _say(f"batchnlp: {error}", level="error")
             _tell(ctx, error, error.exit_code, error.message, error.hint)
             ctx.exit(error.exit_code)
+        except KeyboardInterrupt:  # when all is said and done: nobody watches any more
+            ctx.exit(Interrupted.exit_code)
         except BrokenPipeError:
             discard(sys.stdout)
             ctx.exit(0)

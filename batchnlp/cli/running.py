@@ -10,7 +10,7 @@ from batchnlp.data.store import open_store
 from batchnlp.engine.computing import RunResult
 from batchnlp.engine.driver import run_job
 from batchnlp.engine.retry import retry_job
-from batchnlp.errors import BackendError, BatchnlpError, StoppedError
+from batchnlp.errors import BackendError, BatchnlpError, Interrupted, LockedError, StoppedError
 from batchnlp.job.spec import JobSpec
 
 
@@ -32,6 +32,8 @@ def retry_shown(out: str, settings: Sequence[str]) -> tuple[list[RunResult], str
     try:
         with LiveLine() as line:
             results = retry_job(out, settings, line.update)
+    except (LockedError, Interrupted):
+        raise  # the output is another's, or somebody waits
     except BatchnlpError:
         with suppress(BatchnlpError):
             _page(out, anew=True)  # of what was brought back before it

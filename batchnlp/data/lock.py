@@ -25,10 +25,11 @@ from pathlib import Path
 import psutil
 
 from batchnlp.data.store import Store, to_json
-from batchnlp.errors import BatchnlpError, LockedError
+from batchnlp.errors import BatchnlpError, CorruptError, LockedError, OutputError
 
 NAME = "_batchnlp/lock.json"
 BEAT = 5.0  # seconds
+BROKEN = (OSError, OutputError, CorruptError)  # what becomes of a run whose files go
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,10 @@ class Lock:
 
     def lost(self) -> LockedError | None:
         """What to say where the lock, once acquired, is not ours any more."""
-        held = self._read()
+        try:
+            held = self._read()
+        except BatchnlpError:
+            return None  # of a store that is down nobody knows
         if held is not None and held.invocation == self._mine.invocation:
             return None
         root, hint = self._store.root, "run this again when nobody else uses it; what is committed counts"
@@ -183,7 +187,7 @@ def locked(store: Store) -> Iterator[str]:
         try:
             yield invocation
         except Exception as error:
-            if not isinstance(error, BatchnlpError) and (lost := lock.lost()):
+            if isinstance(error, BROKEN) and (lost := lock.lost()):
                 raise lost from error
             raise
     finally:

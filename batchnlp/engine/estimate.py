@@ -107,7 +107,7 @@ def estimate(prepared: Prepared, *, full: bool = False, probe: bool = False, exp
         committed=len(done), rows_done=Tally.of(done.values()).rows,
         notes=[
             *filter(None, [prepared.task.note]), *([ALL] if incremental and changes is None else []),
-            *_over(prepared, survey.failed * scale, plan.rows + (changes.unchanged if changes else 0)),
+            *_over(prepared, survey, plan.rows + (changes.unchanged if changes else 0), full),
         ],
         changes=None if changes is None else asdict(changes),
     )  # fmt: skip
@@ -129,6 +129,7 @@ class Survey:
         self.with_text = 0
         self.texts: set[bytes] = set()  # hashes
         self.dead: Counter[str] = Counter()
+        self.failed = 0  # rows that count against the limit, as in `Tally`
         self.over = 0  # documents longer than the model takes beside prompt and labels
         self.first: Encoded | None = None
 
@@ -142,24 +143,22 @@ class Survey:
         texts = [text for text in map(docs.text_at, range(len(docs))) if text]
         self.with_text += len(texts)
         self.texts.update(blake2b(text.encode(), digest_size=8).digest() for text in texts)
-        codes = {failure.doc: failure.code for failure in reversed([*docs.failures, *encoded.failures])}
-        self.dead.update(codes.values())
+        first = {failure.doc: failure for failure in reversed([*docs.failures, *encoded.failures])}
+        self.dead.update(failure.code for failure in first.values())
+        self.failed += sum(failure.rows for failure in first.values() if failure.code != "duplicate_id")
         counts = encoded.counts
         self.over += int(((counts.n_windows > 1) | (counts.n_tokens_used < counts.n_tokens)).sum())
         self.over += sum(failure.code == "too_long" for failure in encoded.failures)
 
-    @property
-    def failed(self) -> int:
-        """Those that count against the limit, as in `Tally`."""
-        return sum(self.dead.values()) - self.dead["duplicate_id"]
 
-
-def _over(prepared: Prepared, failed: float, rows: int) -> list[str]:
-    """What to say of more dead letters than the job allows: better now than after the night."""
+def _over(prepared: Prepared, survey: Survey, rows: int, full: bool) -> list[str]:
+    """What to say of more dead letters than the job allows: better now than after the night. `rows` of the corpus, which a
+    sample is one of; what fails is computed each time, also in a log of changes."""
     limits = prepared.spec.limits
-    if round(failed) <= (allowed := limits.failed_allowed(rows)):
+    failed = survey.failed if full else round(survey.failed * rows / max(survey.rows, 1))
+    if failed <= (allowed := limits.failed_allowed(rows)):
         return []
-    expected = f"about {many(round(failed), 'dead letter')} from what has been looked at"
+    expected = f"about {many(failed, 'dead letter')} from what has been looked at"
     return [f"{expected}, {allowed:,} allowed by limits.max_failed {limits.max_failed}: the run would end as failed"]
 
 

@@ -1,7 +1,8 @@
 """How a run ended, as one JSON object: run_results.json beside the manifest, and what hooks are told.
 
 The file is there for every invocation that had the output to itself, also one that stopped or broke; what ended before that, in
-the preflight or at a run's lock, only hooks are told. A retry that had nothing to try leaves it alone.
+the preflight or at a run's lock, only hooks are told. A retry with nothing to try and nothing to load leaves a file alone that is
+true.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def written(ending: Ending, ledger: Ledger, facts: Callable[[], dict[str, Any]])
 
 def results_of(ledger: Ledger) -> dict[str, Any]:
     """What the file says; nothing where there is none, or it is damaged."""
-    with suppress(ValueError, BatchnlpError):
+    with suppress(ValueError, TypeError, BatchnlpError):
         return dict(json.loads(ledger.store.read(f"{ledger.control}/{FILE}") or b"{}"))
     return {}
 

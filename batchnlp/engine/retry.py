@@ -71,23 +71,25 @@ def retry_job(root: str, settings: Sequence[str] = (), listen: Listener = lambda
 
 def _each(begun: Iterator[_Retry], retries: list[_Retry], say: Callable[[str], None]) -> list[RunResult]:
     """One run after the other, into `retries`, and then the loads."""
-    failure: Exception | None = None
     try:
         for retry in begun:
             retries.append(retry)
             if retry.run().status == "stopped":
                 break
-    except Exception as error:  # noqa: BLE001 - what was brought back before it goes where it belongs all the same
-        failure = error
-    with ExitStack() as loads:  # last of all, because a warehouse takes an output only whole
+    except Exception:  # what was brought back before it goes where it belongs all the same
+        with suppress(BatchnlpError):
+            for one in _loaded(retries):
+                say(f"run {one.run}: {one.message}")
+        raise
+    return _loaded(retries)
+
+
+def _loaded(retries: Sequence[_Retry]) -> list[RunResult]:
+    """How they went; last of all the loads, because a warehouse takes an output only whole. Each, whatever another one raises."""
+    with ExitStack() as loads:
         for retry in reversed(retries):
             loads.callback(retry.load)
-    results = [retry.result for retry in retries if retry.result is not None]
-    if failure is None:
-        return results
-    for one in results:
-        say(f"run {one.run}: {one.message}")
-    raise failure
+    return [retry.result for retry in retries if retry.result is not None]
 
 
 def _worth(ledgers: Sequence[Ledger], settings: Sequence[str]) -> Sequence[Ledger]:
@@ -143,7 +145,7 @@ class _Retry:
                 self._told = told.pop_all()  # how it ended is not known before the warehouses have theirs
         except Exception:
             if self._ending is None:
-                with suppress(BatchnlpError):
+                with suppress(BatchnlpError, LookupError):  # of a plan that is not there
                     self._observe(_spec(self.ledger, self.settings))
             raise
         return self.result
@@ -156,17 +158,16 @@ class _Retry:
             quiet = self._diary is None and self.interrupt.signal  # what was not begun cannot have been stopped
             if self.result.status == "done" and not quiet:
                 self.result = load_all(self.result, self.sinks, self.interrupt)
-            if self._diary is None and (self._loads() or self._untold()):
+            loads = {sink["status"] for sink in self.result.sinks} - {"held"}
+            if self._diary is None and not quiet and (loads or self._untold()):
                 self._observe(_spec(self.ledger, self.settings))
-                self._note(told)
+                diary = self._note(told)
+                if "loaded" in loads:  # one that is refused again and again is no news
+                    diary.begin()
             self._tell(self.result)
 
-    def _loads(self) -> bool:
-        """Whether a warehouse was given something, or refused it."""
-        return self.result is not None and any(sink["status"] != "held" for sink in self.result.sinks)
-
     def _untold(self) -> bool:
-        """Whether the run is a good one, and its results say something else: an earlier retry broke before its end."""
+        """Whether the run is a good one, and its results say something else: whoever made it one broke before the end."""
         if not self.ledger.succeeded():
             return False
         told, dead = results_of(self.ledger), Tally.of(self.ledger.commits().values()).dead

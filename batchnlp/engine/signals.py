@@ -128,7 +128,7 @@ def _handling(interrupt: Interrupt) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in reversed(before.items()):  # that of Ctrl-C, which may raise at once, last
             signal.signal(number, handler)
 
 
@@ -149,10 +149,12 @@ def _noticing(interrupt: Interrupt) -> Iterator[None]:
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
-        os.close(writer)
-        thread.join()
-        os.close(reader)
+        try:
+            signal.set_wakeup_fd(before)
+        finally:
+            os.close(writer)
+            thread.join()
+            os.close(reader)
 
 
 @contextmanager

@@ -110,10 +110,10 @@ def two_runs(place: Place) -> Outcome:
             out = place.folder / f"out{i}"
             ended = sorted(pair.run(job(place, source, str(out), per_shard=1), lock=i < 100))
             names = [name for name, _ in ended]
-            locked += names == ["LockedError", "done"]
+            locked += i < 100 and names == ["LockedError", "done"]
             if "done" not in names or (i < 100 and names not in (["LockedError", "done"], ["done", "done"])):
                 broken.append(f"round {i} ended with {names}")
-            if names[0] == "LockedError" and f"process {ended[1][1]} on " not in ended[0][1]:
+            if i < 100 and names[0] == "LockedError" and f"process {ended[1][1]} on " not in ended[0][1]:
                 broken.append(f"round {i} does not name the holder: {ended[0][1]}")
             outcomes.append(Outcome.of(out, ids, 1))
     if locked < 50:
