@@ -15,7 +15,6 @@ from batchnlp import registry
 from batchnlp.data.ledger import live
 from batchnlp.data.lock import Lock
 from batchnlp.data.store import LocalStore
-from batchnlp.engine import driver
 from batchnlp.engine.computing import Computation
 from batchnlp.errors import UsageError
 
@@ -176,13 +175,14 @@ def test_of_two_jobs_at_once_in_a_fresh_output_the_second_is_refused(
     """The other one came and went between the look and the lock."""
     out, source = tmp_path / "out", corpus()
 
-    class Late(driver.Lock):
-        def acquire(self, *args: Any) -> None:
-            monkeypatch.setattr(driver, "Lock", Lock)
-            assert classify(source, out, classifier, "--set", "task.on_long=truncate").exit_code == 0
-            super().acquire(*args)
+    acquire = Lock.acquire
 
-    monkeypatch.setattr(driver, "Lock", Late)
+    def late(self: Lock) -> None:
+        monkeypatch.setattr(Lock, "acquire", acquire)
+        assert classify(source, out, classifier, "--set", "task.on_long=truncate").exit_code == 0
+        acquire(self)
+
+    monkeypatch.setattr(Lock, "acquire", late)
     result = classify(source, out, classifier)
     assert result.exit_code == 2
     assert "this one differs in recipe.task.on_long" in result.stderr
