@@ -227,6 +227,17 @@ def test_one_that_nobody_watches_for_is_a_signal_too(tmp_path: Path, monkeypatch
     assert invoke("status", tmp_path).exit_code == 130
 
 
+@pytest.mark.parametrize(("code", "expected"), [(130, "said"), (1, "said late")])
+def test_after_a_signal_nothing_is_waited_for(code: int, expected: str) -> None:
+    """What libraries do at their end takes a second, in which nobody would hear another signal."""
+    script = (
+        "import atexit, sys; import batchnlp.__main__ as program; atexit.register(print, 'late', end='')\n"
+        f"program.main = lambda: (print('said', end=' '), sys.exit({code})); program.program()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (code, expected), done.stderr
+
+
 def test_one_that_comes_while_the_watch_ends_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second Ctrl-C, when all is said and done: Python's own handler has it."""
     stop = signal.set_wakeup_fd

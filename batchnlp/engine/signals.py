@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 import psutil
 
@@ -81,11 +82,18 @@ class Interrupt:
         try:
             with suppress(OSError):  # as above
                 self._last_words(_error(number))
-            for child in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):  # it may have gone by itself
-                    child.kill()
         finally:
-            os._exit(128 + number)
+            leave(128 + number)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once, with its children."""
+    try:
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):  # it may have gone by itself
+                child.kill()
+    finally:
+        os._exit(code)
 
 
 def _name(number: int) -> str:
