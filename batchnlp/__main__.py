@@ -4,8 +4,9 @@ import sys
 from contextlib import suppress
 
 from batchnlp.cli.main import main
+from batchnlp.errors import Interrupted, Terminated
 
-INTERRUPTED = (130, 143)
+INTERRUPTED = (Interrupted.exit_code, Terminated.exit_code)
 
 
 def program() -> None:

@@ -47,6 +47,11 @@ def same(a: Path, b: Path | list[dict[str, Any]]) -> bool:
     return [{**row, "score": pytest.approx(row["score"], abs=1e-5)} for row in rows] == rows_of(a)
 
 
+def into(warehouse: Warehouse) -> tuple[str, str]:
+    """The option that loads the results into its table."""
+    return "--set", "sinks=" + json.dumps([{"kind": warehouse.kind, "database": warehouse.database, "table": "t"}])
+
+
 def published(out: Path) -> set[str]:
     return {str(path.relative_to(out)) for path in out.rglob("part-*.parquet") if "staging" not in path.parts}
 
@@ -206,7 +211,7 @@ def test_a_warehouse_gets_the_new_rows_alone(
 ) -> None:
     pytest.importorskip("duckdb")
     docs, out, duckdb = corpus(POISONED), tmp_path / "out", Warehouse("duckdb", tmp_path)
-    sinks = "--set", "sinks=" + json.dumps([{"kind": "duckdb", "database": duckdb.database, "table": "t"}])
+    sinks = into(duckdb)
     with poison(monkeypatch):
         tree = last_json(classify(docs, out, classifier, *MANY, *sinks, "--json"))
     assert [sink["rows"] for sink in tree["sinks"]] == [18]
@@ -222,7 +227,7 @@ def test_warehouses_wait_for_all_the_runs_of_an_output(
     """They take an output only whole: what the second run lacks must not keep its own dead letters from being tried."""
     pytest.importorskip("duckdb")
     out, duckdb = tmp_path / "out", Warehouse("duckdb", tmp_path)
-    sinks = "--set", "sinks=" + json.dumps([{"kind": "duckdb", "database": duckdb.database, "table": "t"}])
+    sinks = into(duckdb)
     hook = "--set", f"hooks={json.dumps([writes(tmp_path / 'told', when=['success'])])}"
     few = *SHARDS, "--set", "limits.max_failed=3", *sinks, *hook
     with poison(monkeypatch):
@@ -288,7 +293,7 @@ def test_what_was_brought_back_is_loaded_also_where_another_run_cannot_be_tried(
 ) -> None:
     pytest.importorskip("duckdb")
     out, duckdb = tmp_path / "out", Warehouse("duckdb", tmp_path)
-    sinks = "--set", "sinks=" + json.dumps([{"kind": "duckdb", "database": duckdb.database, "table": "t"}])
+    sinks = into(duckdb)
     two = corpus([f"{text} more" for text in POISONED[:20]], "two")
     with poison(monkeypatch):
         classify(corpus(POISONED, "one"), out, classifier, *MANY, *sinks)

@@ -168,10 +168,10 @@ class _Retry:
 
     def _untold(self) -> bool:
         """Whether the run is a good one, and its results say something else: whoever made it one broke before the end."""
-        if not self.ledger.succeeded():
+        if (stands := self.ledger.succeeded()) is None:
             return False
-        told, dead = results_of(self.ledger), Tally.of(self.ledger.commits().values()).dead
-        return (told.get("event"), told.get("dead")) != ("success", dead)
+        told = results_of(self.ledger)
+        return (told.get("event"), told.get("dead")) != ("success", stands["dead"])
 
     def _observe(self, spec: JobSpec) -> None:
         """From now on the job's hooks are told."""

@@ -27,7 +27,8 @@ class Gone:
     ) -> None:  # fmt: skip
         self._spec, self._paths, self._deletes, self._whole, self._types = spec, paths, deletes, schema, types
         self._by = list(by)
-        self._unique = self._by == ["id"]  # of which a run has none that is null or twice: no plan would let it
+        upsert = spec.mode == "upsert"  # a run at a time, which has no id that is null or twice: no plan would let it
+        self._unique, self._checks = upsert and self._by == ["id"], upsert and self._by != ["id"]
         self._lock = threading.Lock()
         self._found: tuple[pa.Table, pa.Table] | None = None
 
@@ -50,7 +51,7 @@ class Gone:
     def checked(self) -> Iterator[None]:
         """Meanwhile the keys of an upsert are looked at; bad ones are refused at the end."""
         with ThreadPoolExecutor(1) as thread:
-            keys = thread.submit(self) if self._spec.mode == "upsert" and not self._unique else None
+            keys = thread.submit(self) if self._checks else None
             yield
             if keys is not None:
                 keys.result()
@@ -59,7 +60,7 @@ class Gone:
         schema = pa.schema([self._whole.field(name) for name in self._by])
         every = pa.Table.from_batches(batches(self._paths, self._whole, self._by), schema)
         distinct = every if self._unique else _distinct(every)
-        if self._spec.mode == "upsert" and not self._unique:
+        if self._checks:
             self._check(every, distinct)
         deleted = pa.Table.from_batches(batches(self._deletes, self._whole, self._by), schema)
         if len(deleted):  # a retry may have brought back what failed
