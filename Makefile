@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OUT := results/quickstart
 
-.PHONY: help demo test chaos models schema lifecycle clean
+.PHONY: help demo test chaos models schema lifecycle debian clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -50,13 +50,22 @@ schema: .venv/base ## write jobs/schema.json and jobs/train-schema.json anew
 	$(PIP) -e '.[train,duckdb,evaluate]'
 	touch $@
 
-LIFE := jobs/lifecycle
-lifecycle: .venv/lifecycle ## tokenizer, models, jobs, warehouse: the whole way, offline, some minutes on a CPU
-	$(BIN)/python $(LIFE)/corpus.py results/lifecycle/corpus.parquet
-	set -e; for file in $(LIFE)/[1-9]-*.yaml; do $(BIN)/python -m batchnlp train run $$file; done
-	set -e; for file in $(LIFE)/run-*.yaml; do $(BIN)/python -m batchnlp run $$file; done
+# $(1): the folder of the files, $(2): that of what they make.
+define chain
+	set -e; for file in $(1)/[1-9]-*.yaml; do $(BIN)/python -m batchnlp train run $$file; done
+	set -e; for file in $(1)/run-*.yaml; do $(BIN)/python -m batchnlp run $$file; done
 	set -e; for pair in labels:label titles:title names:entities; do name=$${pair%%:*}; \
-	  $(BIN)/python -m batchnlp evaluate results/lifecycle/run-$$name --labels results/lifecycle/$$name-test.parquet:$${pair##*:}; done
+	  $(BIN)/python -m batchnlp evaluate $(2)/run-$$name --labels $(2)/$$name-test.parquet:$${pair##*:}; done
+endef
+
+lifecycle: .venv/lifecycle ## tokenizer, models, jobs, warehouse: the whole way, offline, some minutes on a CPU
+	$(BIN)/python jobs/lifecycle/corpus.py results/lifecycle/corpus.parquet
+	$(call chain,jobs/lifecycle,results/lifecycle)
+
+debian: .venv/lifecycle ## the same way over 63,666 package descriptions: two hours on two cores, on Debian or Ubuntu
+	$(BIN)/python benchmarks/corpus.py results/debian/packages.parquet
+	$(BIN)/python jobs/lifecycle/corpus.py results/debian/corpus.parquet --debian results/debian/packages.parquet
+	$(call chain,jobs/lifecycle/debian,results/debian)
 
 clean: ## remove the environment and all results
 	rm -rf .venv results

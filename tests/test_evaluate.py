@@ -119,7 +119,7 @@ def test_labels_that_the_model_does_not_have_are_wrong_and_named(tmp_path: Path)
     root = classified(tmp_path / "out", ["a", "b", "new", "new"], ["a", "b", "a", "b"])
     tree = evaluate(root, "--labels", "truth")
     assert tree["metrics"]["accuracy"]["value"] == 0.5
-    assert "1 label that is never answered, counted as wrong: new (2)" in tree["notes"]
+    assert "1 label that the model never answers, counted as wrong: new (2)" in tree["notes"]
 
 
 def test_labels_of_another_name_are_refused(tmp_path: Path) -> None:

@@ -83,6 +83,60 @@ def test_a_summariser_learns_and_runs_as_a_job(tmp_path: Path, source: Path) -> 
     assert right >= 0.8 * len(truth), f"the prefix is applied where it was learnt: {list(found.values())[:3]}"
 
 
+def test_an_encoder_becomes_an_encoder_decoder(tmp_path: Path, source: Path, start: str) -> None:
+    held_out = tmp_path / "test.parquet"
+    settings = ("max_length=48", "epochs=30", "learning_rate=0.003", "warmup=0.2", "batch_size=16", "patience=null",
+                "evaluate_every=120", "dropout=0")  # fmt: skip
+    tree = record(train("seq2seq", source, tmp_path / "m", *settings, flags=("--model", start, "--held-out", held_out)))
+    assert tree["result"]["metrics"]["test"]["loss"] < 0.2
+    run = invoke("summarize", held_out, "-o", tmp_path / "run", "--model", tmp_path / "m", "--id-column", "id",
+                 "--max-new-tokens", 12, *QUICK)  # fmt: skip
+    assert run.exit_code == 0, run.output
+    truth = {row["id"]: row["target"] for row in pq.read_table(held_out).to_pylist()}
+    found = {row["id"]: row["summary"] for row in rows_of(tmp_path / "run")}
+    right = sum(found[key] == value for key, value in truth.items())
+    assert right >= 0.8 * len(truth), f"written to its end, and no further: {list(found.values())[:3]}"
+
+
+def test_its_encoder_is_the_encoder(start: str) -> None:
+    import torch
+    from transformers import AutoModel
+
+    from batchnlp.train.warm import encoder_decoder
+
+    encoder = AutoModel.from_pretrained(start).eval()
+    model = encoder_decoder(encoder, begin=2, end=3, pad=0).eval()
+    ids, mask = torch.arange(5, 25).reshape(2, 10), torch.ones(2, 10, dtype=torch.long)
+    mask[1, 6:] = 0
+    with torch.no_grad():
+        expected = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        found = model.model.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+    assert torch.allclose(found[mask > 0], expected[mask > 0], atol=1e-3)
+    names = {name for name, weight in model.named_parameters() if "encoder_attn" in name and weight.std() > 0}
+    assert len(names) >= 3 * encoder.config.num_hidden_layers, "the decoder looks at the source from the first step on"
+
+
+@pytest.mark.parametrize("kind", ["start", "bart", "llama", "t5"])
+def test_without_dropout_learning_is_what_judging_is(kind: str, request: pytest.FixtureRequest) -> None:
+    import torch
+    import transformers
+
+    from batchnlp.train.fit import set_dropout
+
+    heads = {"start": "AutoModel", "llama": "AutoModelForCausalLM"}
+    head = getattr(transformers, heads.get(kind, "AutoModelForSeq2SeqLM"))
+    model = head.from_pretrained(request.getfixturevalue(kind))
+    set_dropout(model, 0.4)
+    inputs = {"input_ids": torch.arange(5, 25).reshape(2, 10)}
+    inputs |= {"labels": inputs["input_ids"]} if kind != "start" else {}
+    first = (lambda: model(**inputs)[0]) if kind == "start" else (lambda: model(**inputs).logits)
+    with torch.no_grad():
+        judged = first() if not model.eval().training else None
+        assert not torch.equal(model.train() and first(), judged), "it was there"
+        set_dropout(model, 0.0)
+        assert torch.allclose(first(), judged, atol=1e-5)
+
+
 @pytest.mark.parametrize("model", ["bart", "t5"])
 def test_encoder_decoders_go_on_learning(
     model: str, tmp_path: Path, source: Path, request: pytest.FixtureRequest

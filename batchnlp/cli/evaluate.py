@@ -73,9 +73,7 @@ def show(made: Mapping[str, Any]) -> None:
     counts += [("without result", made["without_result"], "labels")]
     counts += [(reason, count, "labels left out") for reason, count in made["problems"].items()]
     print_table(f"{made['task']}: {many(made['rows'], 'result')} in {made['output']}", ("", "", ""), counts)
-    _table("metrics", _named(made["metrics"]))
-    for name, metrics in made["baselines"].items():
-        _table(f"baseline: {name}", _named({key: value for key, value in metrics.items() if key in made["metrics"]}))
+    _show_metrics(made)
     if classes := made["classes"][:MOST_CLASSES]:
         rows = [(c["label"], c["support"], *(f"{c[k]:.4f}" for k in ("precision", "recall", "f1"))) for c in classes]
         print_table("\nclasses", ("", "support", "precision", "recall", "f1"), rows)
@@ -102,6 +100,14 @@ def show(made: Mapping[str, Any]) -> None:
         print_table("\ngates", ("", "found", "bound", ""), rows)
     for line in (*made["signatures"].values(), *made["notes"]):
         message(line)
+
+
+def _show_metrics(made: Mapping[str, Any]) -> None:
+    _table("metrics", _named(made["metrics"]))
+    for name, metrics in made["baselines"].items():
+        _table(f"baseline: {name}", _named({key: value for key, value in metrics.items() if key in made["metrics"]}))
+    for name, part in made["names"].items():
+        _table(f"entities whose names are {name} ({part['entities']:,})", _named(part["metrics"]))
 
 
 def _show_groups(comparison: Mapping[str, Any]) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 from batchnlp.cli.show import LiveLine, duration, message, print_json, print_table
 from batchnlp.job.load import build_train, load_train
-from batchnlp.job.train import TrainSpec
-from batchnlp.train.corpus import PARTS
+from batchnlp.job.train import PARTS, TrainSpec
 from batchnlp.train.run import TrainResult, train
 from batchnlp.types import many
 

@@ -1,7 +1,8 @@
 """What a model must beat: the commonest label, words counted and weighed, the first sentence.
 
-They are computed on the documents that are judged. The classifier of words is trained on four fifths of them and asked about the
-other fifth, in turn, unless there are others to train it on; so it has seen no document that it is asked about.
+They are computed on the documents that are judged. The classifier of words is trained on the rows that the model was
+trained on, where these can be had; else on four fifths of the documents and asked about the other fifth, in turn. So it has seen
+no document that it is asked about.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from batchnlp.text.sentences import sentences
 
 FOLDS = 5
 MOST = 10_000  # documents that the classifier of words is tried on
+MOST_TRAINED = 100_000  # and is trained on, where the model's own are there
 
 
 def majority(labels: Sequence[str]) -> Sums:
@@ -43,9 +45,11 @@ def words(texts: Sequence[str], labels: Sequence[str]) -> Sums | str:
     return Labels.of(pa.array(labels, pa.string()), pa.array(answers.tolist(), pa.string()), multi=False).sums
 
 
-def trained_words(train: Sequence[str], train_labels: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """What the same classifier, trained on documents of its own, answers."""
-    return [str(label) for label in classifier().fit(list(train), list(train_labels)).predict(list(texts))]
+def trained_words(train: Sequence[str], labels: Sequence[str], texts: Sequence[str]) -> tuple[list[str], int]:
+    """(what the same classifier, trained on documents of its own, answers; how many of them it was trained on)."""
+    at = drawn(len(train), MOST_TRAINED)
+    fitted = classifier().fit([train[i] for i in at], [labels[i] for i in at])
+    return [str(label) for label in fitted.predict(list(texts))], len(at)
 
 
 def classifier() -> Any:
@@ -68,8 +72,8 @@ def first(text: str) -> str:
     return text[found[0][0] : found[0][1]] if found else ""
 
 
-def drawn(count: int) -> Any:
+def drawn(count: int, most: int = MOST) -> Any:
     """Positions of at most so many documents, always the same."""
-    if count <= MOST:
+    if count <= most:
         return np.arange(count)
-    return np.sort(np.random.default_rng(SEED).choice(count, MOST, replace=False))
+    return np.sort(np.random.default_rng(SEED).choice(count, most, replace=False))

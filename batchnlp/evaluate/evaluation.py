@@ -23,13 +23,16 @@ from batchnlp.evaluate import counterfactual, gates, library
 from batchnlp.evaluate import groups as fairness
 from batchnlp.evaluate.gates import Scores, Verdict
 from batchnlp.evaluate.judges import Judged, columns, judge, known_metrics, text_references
+from batchnlp.evaluate.labels import Labels
+from batchnlp.evaluate.learnt import Learnt
 from batchnlp.evaluate.outputs import Output
 from batchnlp.evaluate.paired import differences, mcnemar
-from batchnlp.evaluate.sums import LEVEL, RESAMPLES, SEED, Metric, measured
+from batchnlp.evaluate.sums import LEVEL, RESAMPLES, SEED, Metric, Sums, measured
 from batchnlp.evaluate.truth import Joined, Where, check_type
 from batchnlp.job.evaluate import EvaluateSpec, Gate
 
 FILE = "evaluation.json"
+NAMED = tuple(f"strict_micro_{name}" for name in ("precision", "recall", "f1"))
 LIBRARIES = ("scikit-learn", "scipy", "sacrebleu", "rouge-score")
 
 
@@ -55,6 +58,7 @@ class Evaluation:
     groups: list[fairness.Comparison] = field(default_factory=list)
     counterfactual: list[counterfactual.Swapped] = field(default_factory=list)
     baselines: dict[str, dict[str, Metric]] = field(default_factory=dict)
+    names: dict[str, dict[str, Any]] = field(default_factory=dict)  # ner: of entities called as in training, and others
     against: dict[str, Any] | None = None
     gates: list[Verdict] = field(default_factory=list)
     signatures: dict[str, str] = field(default_factory=dict)
@@ -114,6 +118,8 @@ def evaluate(
             made.groups.append(fairness.compare(by, [values[i] for i in judged.rows], judged.sums, names))
         if baselines and where.column:
             _add_baselines(made, output, found, judged)
+        if baselines and judged.spans is not None:
+            _add_names(made, output, found, judged)
         if ask.against:
             made.against = _against(output, Output.at(ask.against), found, judged)
     if ask.counterfactual:
@@ -165,14 +171,43 @@ def _add_baselines(made: Evaluation, output: Output, found: Joined, judged: Judg
     if labels is None:
         made.baselines["lead-1"] = measured(simple.lead(texts, [text_references(v) for v in chosen.truth.to_pylist()]))
         return
-    sums = simple.words(texts, names)
-    if isinstance(sums, str):
-        made.notes.append(f"no baseline of words: {sums}")
+    sums, how = _words(made, output, texts, names)
+    if sums is None:
+        made.notes.append(f"no baseline of words: {how}")
     else:
         made.baselines["tf-idf"] = measured(sums)
-        made.notes.append(
-            f"tf-idf: words and logistic regression, {simple.FOLDS}-fold on {len(rows):,} of these documents"
-        )
+        made.notes.append(f"tf-idf: words and logistic regression, {how}")
+
+
+def _words(made: Evaluation, output: Output, texts: list[str], names: list[str]) -> tuple[Sums | None, str]:
+    """Learnt from what the model has learnt from, where that can be had: (the sums, how; or None, why not)."""
+    try:
+        if learnt := Learnt.of(output):
+            answers, rows = simple.trained_words(*learnt.labelled(), texts)
+            how = f"learnt from the {rows:,} rows that the model learnt from"
+            return Labels.of(pa.array(names, pa.string()), pa.array(answers, pa.string()), multi=False).sums, how
+    except BatchnlpError as error:
+        made.notes.append(f"the baseline of words could not learn from the model's rows: {error.message}")
+    sums = simple.words(texts, names)
+    if isinstance(sums, str):
+        return None, sums
+    return sums, f"{simple.FOLDS}-fold on {len(texts):,} of these documents"
+
+
+def _add_names(made: Evaluation, output: Output, found: Joined, judged: Judged) -> None:
+    """Strict figures of the entities whose names were learnt, and of the others."""
+    assert judged.spans is not None
+    try:
+        if (learnt := Learnt.of(output)) is None:
+            return
+        known = learnt.names()
+        texts = output.texts(found.take(judged.rows.tolist()).results["id"].combine_chunks()).to_pylist()
+    except BatchnlpError as error:
+        made.notes.append(f"names that were learnt cannot be told from others: {error.message}")
+        return
+    for title, some in judged.spans.by_name(texts, known).items():
+        metrics = {name: value for name, value in measured(some.sums).items() if name in NAMED}
+        made.names[title] = {"entities": sum(map(len, some.truth)), "metrics": metrics}
 
 
 # --- another model

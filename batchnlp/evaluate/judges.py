@@ -44,6 +44,7 @@ class Judged:
     sums: Sums
     rows: npt.NDArray[np.int64]
     labels: by_label.Labels | None = None  # for what needs the classes of single documents
+    spans: spans.Spans | None = None  # for what needs the entities
     classes: list[dict[str, Any]] = field(default_factory=list)
     confusion: dict[str, Any] | None = None
     signatures: dict[str, str] = field(default_factory=dict)
@@ -96,7 +97,15 @@ def _labels(output: Output, all_: Joined) -> Judged:
         else:
             parts.append(by_label.calibration(right, score))
     problems = {"blank label": int(blank.sum())} if blank.any() else {}
-    return Judged(joined(parts), rows, found, found.classes(), found.confusion(), problems=problems, notes=tuple(notes))
+    return Judged(
+        joined(parts),
+        rows,
+        found,
+        classes=found.classes(),
+        confusion=found.confusion(),
+        problems=problems,
+        notes=tuple(notes),
+    )
 
 
 def _names(truth: pa.Array) -> list[list[str]]:
@@ -119,7 +128,7 @@ def _unknown(output: Output, found: by_label.Labels) -> list[str]:
     lost = {name: n for name, n in wanted.items() if name not in known}
     if not lost:
         return []
-    what = "that the model does not have" if _model_labels(output) else "that is never answered"
+    what = f"that the model {'does not have' if _model_labels(output) else 'never answers'}"
     named = ", ".join(f"{name} ({n:,})" for name, n in sorted(lost.items(), key=lambda item: -item[1])[:5])
     return [f"{many(len(lost), 'label')} {what}, counted as wrong: {named}"]
 
@@ -176,7 +185,7 @@ def _spans(all_: Joined, text_of: TextOf) -> Judged:
         label for row in found.answers for *_, label in row
     }:
         notes.append(f"{many(len(never), 'label')} never answered: {', '.join(sorted(never)[:5])}")
-    return Judged(found.sums, rows, classes=found.classes(), problems=problems, notes=tuple(notes))
+    return Judged(found.sums, rows, spans=found, classes=found.classes(), problems=problems, notes=tuple(notes))
 
 
 def _span(entity: dict[str, Any]) -> spans.Span:

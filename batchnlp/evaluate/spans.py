@@ -48,6 +48,18 @@ class Spans:
         )
         return Sums(sparse(rows, columns, values, (len(self.truth), width)), span_metrics)
 
+    def by_name(self, texts: Sequence[str], known: set[str]) -> dict[str, Spans]:
+        """The entities that `known` names, and the others: in the truth and among the answers."""
+
+        def chosen(side: Sequence[Sequence[Span]], learnt: bool) -> list[list[Span]]:
+            pairs = zip(texts, side, strict=True)
+            return [[s for s in spans if (text[s[0] : s[1]] in known) == learnt] for text, spans in pairs]
+
+        return {
+            title: Spans(chosen(self.truth, learnt), chosen(self.answers, learnt))
+            for title, learnt in (("learnt", True), ("new", False))
+        }
+
     def classes(self) -> list[dict[str, Any]]:
         """Strict precision, recall, F1 and support of each class."""
         hits, answers, truths = np.split(self.sums.total[:-3], 3)

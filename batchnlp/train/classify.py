@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.types as pt
 
 from batchnlp.errors import SourceError
-from batchnlp.job.train import TrainSpec
-from batchnlp.train.corpus import TRAIN, Rows, Verdict
+from batchnlp.job.train import TRAIN, TrainSpec
+from batchnlp.train.corpus import Rows, Verdict
 from batchnlp.train.examples import Examples
 from batchnlp.train.kind import Kind, Loss, Tensors
 from batchnlp.train.metrics import accuracy, macro_f1

@@ -17,13 +17,12 @@ import pyarrow as pa
 
 from batchnlp.data.sources import Source
 from batchnlp.errors import SourceError
-from batchnlp.job.train import SplitSpec, TrainSpec
+from batchnlp.job.train import PARTS, TEST, TRAIN, VALIDATION, SplitSpec, TrainSpec
 from batchnlp.tasks.base import present
 from batchnlp.train.duplicates import copies, digests
 from batchnlp.types import Docs, InputFile, Int64, many
 
 Bool = npt.NDArray[np.bool_]
-TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
 SHARD_ROWS, SHARD_BYTES = 20_000, 32 << 20
 
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from batchnlp.backends.device import usable_cpus
 from batchnlp.data.store import LocalStore, to_json
+from batchnlp.job.train import TEST, TRAIN, VALIDATION
 from batchnlp.train import checkpoints
-from batchnlp.train.corpus import TEST, TRAIN, VALIDATION
 from batchnlp.train.examples import Examples
 from batchnlp.train.kind import Kind
 from batchnlp.train.learner import Curves, Learner, Listener, arguments, callbacks, ended, hardware
 from batchnlp.train.lora import adapted, merged
 
 FINAL, FITTED, CURVES = "final", "fitted.json", "curves.jsonl"
+SHORT = 256  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ def _fit(kind: Kind, parts: dict[str, Examples], work: Path, listener: Listener 
         torch.set_num_threads(usable_cpus())
     transformers.set_seed(spec.seed)
     model = adapted(kind.build(), spec, kind)
+    if spec.dropout is not None:
+        set_dropout(model, spec.dropout)
     train, validation = parts[TRAIN], parts.get(VALIDATION)
     args = arguments(spec, kind, work, len(train), judged=validation is not None)
     learner = Learner(kind, train, validation, model, args)
@@ -68,7 +73,8 @@ def _fit(kind: Kind, parts: dict[str, Examples], work: Path, listener: Listener 
     if newest is not None and ended(newest, args.max_steps, spec.patience):
         learner.restore(newest)
     else:
-        prepared.train(resume_from_checkpoint=str(newest) if newest else None)
+        with _attention(kind, args.device.type):
+            prepared.train(resume_from_checkpoint=str(newest) if newest else None)
     seconds = time.monotonic() - began
     state = learner.state
     metrics = {name: kind.measure(learner.model, parts[name]) for name in (VALIDATION, TEST) if name in parts}
@@ -85,6 +91,25 @@ def _fit(kind: Kind, parts: dict[str, Examples], work: Path, listener: Listener 
         kind.save(merged(learner.accelerator.unwrap_model(learner.model), kind), work / FINAL)
         LocalStore(work).replace(FITTED, to_json(asdict(fitted)))
     return fitted
+
+
+def set_dropout(model: Any, share: float) -> None:
+    """In all layers: as modules, and as the numbers that attention is called with."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, share)
+
+
+def _attention(kind: Kind, device: str) -> AbstractContextManager[Any]:
+    """On a CPU the backward pass of torch's fused attention takes three times as long as that of plain products, which
+    need memory for the scores of all pairs of tokens instead: for short sequences that is little."""
+    if device != "cpu" or kind.start.max_length > SHORT:
+        return nullcontext()
+    found: AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
+    return found
 
 
 def _prepared(learner: Learner, workers: int) -> Any:

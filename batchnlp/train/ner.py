@@ -18,11 +18,11 @@ import pyarrow.types as pt
 
 from batchnlp.data.sources.columns import is_string
 from batchnlp.errors import SourceError
-from batchnlp.job.train import TrainSpec
+from batchnlp.job.train import TRAIN, TrainSpec
 from batchnlp.tasks.label_schemes import OUTSIDE
 from batchnlp.tasks.passages import OVERLAP
 from batchnlp.text.encode import Tokens, cut, frame, ranges
-from batchnlp.train.corpus import TRAIN, Rows, Verdict
+from batchnlp.train.corpus import Rows, Verdict
 from batchnlp.train.examples import NOTHING, Examples, Ragged
 from batchnlp.train.kind import Kind, Tensors
 from batchnlp.train.metrics import Span, span_f1

@@ -30,14 +30,14 @@ from batchnlp.data.lock import locked
 from batchnlp.data.store import LocalStore, explain_full, sha256_of, to_json
 from batchnlp.errors import MissingExtraError, OutputError
 from batchnlp.job.identity import differences, digest
-from batchnlp.job.train import MODELS, TrainSpec
+from batchnlp.job.train import MEMBERSHIP, MODELS, RECORD, TEST, TRAIN, VALIDATION, TrainSpec
 from batchnlp.train.card import write_card
 from batchnlp.train.checkpoints import last
-from batchnlp.train.corpus import TEST, TRAIN, VALIDATION, Composition, Rows, listing, open_source, read_rows, split
+from batchnlp.train.corpus import Composition, Rows, listing, open_source, read_rows, split
 from batchnlp.train.examples import Examples
 
 SEMANTICS = 1  # raise it when the same training comes to learn from other rows, or otherwise
-RECORD, WORK, PLAN = "training.json", "_batchnlp/train", "_batchnlp/train/plan.json"
+WORK, PLAN = "_batchnlp/train", "_batchnlp/train/plan.json"
 LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "pyarrow", "rensa")
 KINDS = {
     "classify": "batchnlp.train.classify:Classify",
@@ -200,7 +200,7 @@ def _publish(store: LocalStore, spec: TrainSpec, parts: dict[str, Rows], record:
     curves = final.parent / "curves.jsonl"
     if curves.is_file():
         store.publish(str(curves), "curves.jsonl")
-    _write(_membership(parts), Path(store.path("split.parquet")))
+    _write(_membership(parts), Path(store.path(MEMBERSHIP)))
     if spec.output.held_out:
         _write(_texts(parts[TEST], spec), Path(spec.output.held_out))
     for path in files:

@@ -1,4 +1,4 @@
-"""seq2seq: a text from a text, with an encoder-decoder: summaries, titles, translations.
+"""seq2seq: a text from a text, with an encoder-decoder: summaries, titles, translations. It may start from an encoder alone.
 
 With `prefix`, every text has it before it, and the model's config says so where `batchnlp summarize` looks for it.
 """
@@ -19,8 +19,9 @@ from batchnlp.job.train import TrainSpec
 from batchnlp.train.beside import check_texts, judge_texts, texts_of
 from batchnlp.train.corpus import Rows, Verdict
 from batchnlp.train.examples import NOTHING, Examples, Ragged
-from batchnlp.train.kind import Kind, Tensors
+from batchnlp.train.kind import Kind, Tensors, check_positions
 from batchnlp.train.start import new_model
+from batchnlp.train.warm import KNOWN, encoder_decoder
 from batchnlp.types import Int64
 
 BLOCK = 1000  # targets tokenised at a time
@@ -34,8 +35,9 @@ class Seq2Seq(Kind):
     def __init__(self, spec: TrainSpec) -> None:
         super().__init__(spec)
         self.columns = (spec.target,)
-        if self.start.model is not None and not self.start.model.config.get("is_encoder_decoder"):
-            hint = "start from BART or T5, or from a shape, as bart-mini"
+        self._warm = self.start.model is not None and self.start.model.config.get("model_type") in KNOWN
+        if self.start.model is not None and not (self._warm or self.start.model.config.get("is_encoder_decoder")):
+            hint = "start from BART, T5 or BERT, or from a shape, as bart-mini"
             raise ModelError(f"{self.start.model.name} is no encoder-decoder", hint)
         self.prefix = spec.prefix if spec.prefix is not None else self._own_prefix()
 
@@ -71,9 +73,9 @@ class Seq2Seq(Kind):
         if hasattr(tokenizer, "src_lang"):
             raise ModelError("seq2seq does not train models with language codes yet", "start from T5, BART or Marian")
         most, cut, found = self.spec.max_target_length, 0, []
-        end = tokenizer.eos_token_id
+        end = tokenizer.eos_token_id if not self._warm else tokenizer.sep_token_id
         for block in _blocks(targets):
-            for ids in tokenizer(text_target=block)["input_ids"]:
+            for ids in tokenizer(text_target=block, add_special_tokens=not self._warm)["input_ids"]:
                 ids = ids if (ids and ids[-1] == end) or end is None else [*ids, end]
                 cut += len(ids) > most
                 found.append(ids if len(ids) <= most else [*ids[: most - 1], ids[-1]])
@@ -81,12 +83,29 @@ class Seq2Seq(Kind):
 
     def build(self) -> Any:
         """With its prefix where jobs look for it."""
-        model = super().build() if self.start.model is not None else new_model(self.start)
+        model = self._new() if self._warm or self.start.model is None else super().build()
         if self.prefix:
             params = dict(getattr(model.config, "task_specific_params", None) or {})
             params["summarization"] = {**(params.get("summarization") or {}), "prefix": self.prefix}
             model.config.task_specific_params = params
         return model
+
+    def _new(self) -> Any:
+        """Of a shape; or of an encoder, whose first and last token around a text begin and end what is written."""
+        from transformers import AutoModel
+
+        if not self._warm:
+            return new_model(self.start)
+        encoder = AutoModel.from_pretrained(
+            self.start.path, use_safetensors=True, trust_remote_code=False, local_files_only=True, dtype="float32"
+        )
+        check_positions(encoder, self.start)
+        ids = {name: id_ for name, id_ in self.start.special().items() if id_ is not None}
+        if missing := [name for name in ("cls", "sep", "pad") if name not in ids]:
+            raise ModelError(
+                f"the tokenizer in {self.start.path} has no {missing[0]} token", "start from another encoder"
+            )
+        return encoder_decoder(encoder, begin=ids["cls"], end=ids["sep"], pad=ids["pad"])
 
     def tensors(self, examples: Examples, index: Int64) -> Tensors:
         """With the targets as labels."""

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchnlp.errors import SpecError
-from batchnlp.job.train import TrainSpec
-from batchnlp.train.corpus import TEST, TRAIN, VALIDATION, Rows, Verdict
+from batchnlp.job.train import TEST, TRAIN, VALIDATION, TrainSpec
+from batchnlp.train.corpus import Rows, Verdict
 
 BERT = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 PLAIN = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
