@@ -62,9 +62,14 @@ lifecycle: .venv/lifecycle ## tokenizer, models, jobs, warehouse: the whole way,
 	$(BIN)/python jobs/lifecycle/corpus.py results/lifecycle/corpus.parquet
 	$(call chain,jobs/lifecycle,results/lifecycle)
 
-debian: .venv/lifecycle ## the same way over 63,666 package descriptions: two hours on two cores, on Debian or Ubuntu
-	$(BIN)/python benchmarks/corpus.py results/debian/packages.parquet
-	$(BIN)/python jobs/lifecycle/corpus.py results/debian/corpus.parquet --debian results/debian/packages.parquet
+# Files, so that a second call goes on instead of beginning with another corpus.
+results/debian/packages.parquet: | .venv/lifecycle
+	$(BIN)/python benchmarks/corpus.py $@
+
+results/debian/corpus.parquet: results/debian/packages.parquet
+	$(BIN)/python jobs/lifecycle/corpus.py $@ --debian $<
+
+debian: results/debian/corpus.parquet ## the same way over 63,666 package descriptions: two hours on two cores, on Debian or Ubuntu
 	$(call chain,jobs/lifecycle/debian,results/debian)
 
 clean: ## remove the environment and all results

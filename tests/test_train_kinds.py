@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -98,6 +99,15 @@ def test_an_encoder_becomes_an_encoder_decoder(tmp_path: Path, source: Path, sta
     assert right >= 0.8 * len(truth), f"written to its end, and no further: {list(found.values())[:3]}"
 
 
+def test_no_target_is_longer_than_the_decoder_has_places(tmp_path: Path, start: str) -> None:
+    columns = rows()
+    columns["target"] = ["word " * 200] * 160
+    source = write(tmp_path / "rows.parquet", columns)
+    tree = record(train("seq2seq", source, tmp_path / "m", "steps=1", "max_target_length=300", "batch_size=4",
+                        flags=("--model", start)))  # fmt: skip
+    assert tree["result"]["examples"]["train"]["targets_truncated"] == tree["composition"]["parts"]["train"]
+
+
 def test_its_encoder_is_the_encoder(start: str) -> None:
     import torch
     from transformers import AutoModel
@@ -129,12 +139,18 @@ def test_without_dropout_learning_is_what_judging_is(kind: str, request: pytest.
     set_dropout(model, 0.4)
     inputs = {"input_ids": torch.arange(5, 25).reshape(2, 10)}
     inputs |= {"labels": inputs["input_ids"]} if kind != "start" else {}
-    first = (lambda: model(**inputs)[0]) if kind == "start" else (lambda: model(**inputs).logits)
     with torch.no_grad():
-        judged = first() if not model.eval().training else None
-        assert not torch.equal(model.train() and first(), judged), "it was there"
+        model.eval()
+        judged = model(**inputs)
+        model.train()
+        assert not torch.equal(states(model(**inputs)), states(judged)), "it was there"
         set_dropout(model, 0.0)
-        assert torch.allclose(first(), judged, atol=1e-5)
+        assert torch.allclose(states(model(**inputs)), states(judged), atol=1e-5)
+
+
+def states(outputs: Any) -> Any:
+    """What a model with or without a head tells."""
+    return outputs["logits"] if "logits" in outputs else outputs["last_hidden_state"]
 
 
 @pytest.mark.parametrize("model", ["bart", "t5"])

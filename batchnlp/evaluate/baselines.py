@@ -1,14 +1,14 @@
 """What a model must beat: the commonest label, words counted and weighed, the first sentence.
 
 They are computed on the documents that are judged. The classifier of words is trained on the rows that the model was
-trained on, where these can be had; else on four fifths of the documents and asked about the other fifth, in turn. So it has seen
-no document that it is asked about.
+trained on, where these can be had and are not judged by; else on four fifths of the documents and asked about the other fifth, in
+turn. So it has seen no document that it is asked about.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,18 +38,22 @@ def words(texts: Sequence[str], labels: Sequence[str]) -> Sums | str:
         return f"every label needs {FOLDS} documents, and there must be two labels"
     selection = need("sklearn.model_selection")
     folds = selection.StratifiedKFold(FOLDS, shuffle=True, random_state=SEED)
+    return _judged(labels, lambda: selection.cross_val_predict(classifier(), list(texts), list(labels), cv=folds))
+
+
+def trained_words(
+    train: Sequence[str], learnt: Sequence[str], texts: Sequence[str], labels: Sequence[str]
+) -> Sums | str:
+    """The same, of a classifier that has learnt from documents of its own."""
+    return _judged(labels, lambda: classifier().fit(list(train), list(learnt)).predict(list(texts)))
+
+
+def _judged(labels: Sequence[str], answer: Callable[[], Any]) -> Sums | str:
     try:
-        answers = selection.cross_val_predict(classifier(), list(texts), list(labels), cv=folds)
+        answers = answer()
     except ValueError as error:  # no words in any text
         return " ".join(str(error).split())
     return Labels.of(pa.array(labels, pa.string()), pa.array(answers.tolist(), pa.string()), multi=False).sums
-
-
-def trained_words(train: Sequence[str], labels: Sequence[str], texts: Sequence[str]) -> tuple[list[str], int]:
-    """(what the same classifier, trained on documents of its own, answers; how many of them it was trained on)."""
-    at = drawn(len(train), MOST_TRAINED)
-    fitted = classifier().fit([train[i] for i in at], [labels[i] for i in at])
-    return [str(label) for label in fitted.predict(list(texts))], len(at)
 
 
 def classifier() -> Any:

@@ -23,13 +23,13 @@ from batchnlp.evaluate import counterfactual, gates, library
 from batchnlp.evaluate import groups as fairness
 from batchnlp.evaluate.gates import Scores, Verdict
 from batchnlp.evaluate.judges import Judged, columns, judge, known_metrics, text_references
-from batchnlp.evaluate.labels import Labels
 from batchnlp.evaluate.learnt import Learnt
 from batchnlp.evaluate.outputs import Output
 from batchnlp.evaluate.paired import differences, mcnemar
 from batchnlp.evaluate.sums import LEVEL, RESAMPLES, SEED, Metric, Sums, measured
 from batchnlp.evaluate.truth import Joined, Where, check_type
 from batchnlp.job.evaluate import EvaluateSpec, Gate
+from batchnlp.types import many
 
 FILE = "evaluation.json"
 NAMED = tuple(f"strict_micro_{name}" for name in ("precision", "recall", "f1"))
@@ -171,37 +171,49 @@ def _add_baselines(made: Evaluation, output: Output, found: Joined, judged: Judg
     if labels is None:
         made.baselines["lead-1"] = measured(simple.lead(texts, [text_references(v) for v in chosen.truth.to_pylist()]))
         return
-    sums, how = _words(made, output, texts, names)
-    if sums is None:
-        made.notes.append(f"no baseline of words: {how}")
+    sums, how = _words(made, output, chosen.results["id"].combine_chunks(), texts, names)
+    if isinstance(sums, str):
+        made.notes.append(f"no baseline of words: {sums}")
     else:
         made.baselines["tf-idf"] = measured(sums)
-        made.notes.append(f"tf-idf: words and logistic regression, {how}")
+        made.notes.append(f"tf-idf: words and logistic regression, {how} of {len(judged.rows):,} judged")
 
 
-def _words(made: Evaluation, output: Output, texts: list[str], names: list[str]) -> tuple[Sums | None, str]:
-    """Learnt from what the model has learnt from, where that can be had: (the sums, how; or None, why not)."""
+def _words(
+    made: Evaluation, output: Output, ids: pa.Array, texts: list[str], names: list[str]
+) -> tuple[Sums | str, str]:
+    """(the sums, or why there are none; what was learnt from). The model's own rows are the best to learn from."""
     try:
-        if learnt := Learnt.of(output):
-            answers, rows = simple.trained_words(*learnt.labelled(), texts)
-            how = f"learnt from the {rows:,} rows that the model learnt from"
-            return Labels.of(pa.array(names, pa.string()), pa.array(answers, pa.string()), multi=False).sums, how
+        learnt = Learnt.of(output)
+        if learnt is not None and not _seen(made, learnt, ids):
+            at = simple.drawn(len(learnt.ids), simple.MOST_TRAINED)
+            sums = simple.trained_words(*learnt.labelled(at), texts, names)
+            rows = f"{len(at):,} of the {len(learnt.ids):,} rows that the model learnt from"
+            return sums, f"learnt from {rows}, asked about {len(texts):,}"
     except BatchnlpError as error:
         made.notes.append(f"the baseline of words could not learn from the model's rows: {error.message}")
-    sums = simple.words(texts, names)
-    if isinstance(sums, str):
-        return None, sums
-    return sums, f"{simple.FOLDS}-fold on {len(texts):,} of these documents"
+    return simple.words(texts, names), f"{simple.FOLDS}-fold on {len(texts):,}"
+
+
+def _seen(made: Evaluation, learnt: Learnt, ids: pa.Array) -> bool:
+    """Whether documents are judged that the model has learnt from; a note tells."""
+    if count := learnt.among(ids):
+        made.notes.append(
+            f"the model has learnt from {count:,} of {many(len(ids), 'document')} that it is judged by; judge it by those "
+            "that were held out"
+        )
+    return bool(count)
 
 
 def _add_names(made: Evaluation, output: Output, found: Joined, judged: Judged) -> None:
     """Strict figures of the entities whose names were learnt, and of the others."""
     assert judged.spans is not None
+    ids = found.take(judged.rows.tolist()).results["id"].combine_chunks()
     try:
         if (learnt := Learnt.of(output)) is None:
             return
-        known = learnt.names()
-        texts = output.texts(found.take(judged.rows.tolist()).results["id"].combine_chunks()).to_pylist()
+        _seen(made, learnt, ids)
+        known, texts = learnt.names(), output.texts(ids).to_pylist()
     except BatchnlpError as error:
         made.notes.append(f"names that were learnt cannot be told from others: {error.message}")
         return

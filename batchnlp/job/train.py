@@ -150,7 +150,10 @@ class TrainSpec(Section):
     warmup: float = Field(0.06, ge=0, lt=1, description="Share of the steps until the peak; linear down to zero then.")
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
     dropout: float | None = Field(
-        None, ge=0, lt=1, description="While it learns; the model's own without it. On a CPU 0 is a third faster."
+        None,
+        ge=0,
+        lt=1,
+        description="While it learns, of adapters too; the model's own without it. On a CPU 0 is a third faster.",
     )
     lora: int | None = Field(None, ge=1, description="Learn adapters of this rank only; they are merged when done.")
     patience: int | None = Field(

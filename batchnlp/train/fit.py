@@ -99,14 +99,15 @@ def set_dropout(model: Any, share: float) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = share
         for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
+            if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(module, name, share)
 
 
 def _attention(kind: Kind, device: str) -> AbstractContextManager[Any]:
     """On a CPU the backward pass of torch's fused attention takes three times as long as that of plain products, which
-    need memory for the scores of all pairs of tokens instead: for short sequences that is little."""
-    if device != "cpu" or kind.start.max_length > SHORT:
+    need memory for the scores of all pairs of tokens instead: as much as with dropout in attention, which has no fused way."""
+    longest = max(kind.start.max_length, kind.spec.max_target_length if kind.spec.kind == "seq2seq" else 0)
+    if device != "cpu" or longest > SHORT:
         return nullcontext()
     found: AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
     return found

@@ -73,7 +73,7 @@ def train(spec: TrainSpec, listener: Any = None) -> TrainResult:
     facts = {
         "semantics": SEMANTICS, "start": kind.start.about if kind.start else None,
         "tokenizer": _tokenizer_hash(spec), "files": list(listing(source.files)),
-        "spec": spec.model_dump(mode="json", exclude=ELSEWHERE),
+        "spec": spec.model_dump(mode="json", exclude=_elsewhere(spec)),
     }  # fmt: skip
     store = LocalStore(spec.output.path)
     if record := _done(store, facts):
@@ -90,6 +90,11 @@ def train(spec: TrainSpec, listener: Any = None) -> TrainResult:
         with explain_full(store.root):
             _publish(store, spec, parts, record)
     return TrainResult("done", spec.output.path, record)
+
+
+def _elsewhere(spec: TrainSpec) -> dict[str, Any]:
+    """Keys that came later count where they change something, so that older trainings stay what they are."""
+    return ELSEWHERE | ({"dropout": True} if spec.dropout is None else {})
 
 
 def _kind(spec: TrainSpec) -> Any:

@@ -39,11 +39,22 @@ class Seq2Seq(Kind):
         if self.start.model is not None and not (self._warm or self.start.model.config.get("is_encoder_decoder")):
             hint = "start from BART, T5 or BERT, or from a shape, as bart-mini"
             raise ModelError(f"{self.start.model.name} is no encoder-decoder", hint)
+        if self._warm:
+            self._frame()
         self.prefix = spec.prefix if spec.prefix is not None else self._own_prefix()
 
     def _own_prefix(self) -> str:
         params = (self.start.model.config.get("task_specific_params") or {}) if self.start.model else {}
         return str((params.get("summarization") or {}).get("prefix") or "")
+
+    def _frame(self) -> dict[str, int]:
+        """What a text of an encoder begins with, ends with and is filled up with. ModelError where there is no such token."""
+        ids = self.start.special()
+        found = {new: ids[name] for new, name in (("begin", "cls"), ("end", "sep"), ("pad", "pad"))}
+        if missing := [name for name, id_ in found.items() if id_ is None]:
+            message = f"the tokenizer in {self.start.path} has no token to {missing[0]} a text with"
+            raise ModelError(message, "start from an encoder whose tokenizer has [CLS], [SEP] and [PAD]")
+        return {name: id_ for name, id_ in found.items() if id_ is not None}
 
     def check(self, schema: pa.Schema) -> None:
         """Targets are texts."""
@@ -65,6 +76,12 @@ class Seq2Seq(Kind):
         flat = np.fromiter((token for some in ids for token in some), np.int32, int(lengths.sum()))
         return replace(found, targets=Ragged.of(flat, lengths), counts=(("targets_truncated", cut),))
 
+    def _positions(self) -> int:
+        """Of the decoder: no target can be longer. T5 has no such limit."""
+        if self.start.model is None:
+            return self.start.max_length if self.start.shape.startswith("bart") else self.spec.max_target_length
+        return int(self.start.model.config.get("max_position_embeddings") or self.spec.max_target_length)
+
     def _written(self, targets: list[str]) -> tuple[list[list[int]], int]:
         """(tokens of each target as the decoder is to write them, how many were cut)."""
         from transformers import AutoTokenizer
@@ -72,7 +89,7 @@ class Seq2Seq(Kind):
         tokenizer = AutoTokenizer.from_pretrained(self.start.path, trust_remote_code=False, local_files_only=True)
         if hasattr(tokenizer, "src_lang"):
             raise ModelError("seq2seq does not train models with language codes yet", "start from T5, BART or Marian")
-        most, cut, found = self.spec.max_target_length, 0, []
+        most, cut, found = min(self.spec.max_target_length, self._positions()), 0, []
         end = tokenizer.eos_token_id if not self._warm else tokenizer.sep_token_id
         for block in _blocks(targets):
             for ids in tokenizer(text_target=block, add_special_tokens=not self._warm)["input_ids"]:
