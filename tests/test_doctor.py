@@ -205,6 +205,18 @@ def test_another_backend_is_held_against_the_same_reference(
 # --- what rounding explains
 
 
+def test_the_price_of_8_bits_is_told(classifier: str, corpus: Corpus, tmp_path: Path) -> None:
+    job = spec(corpus(TEXTS), classifier, tmp_path, kind="classify")
+    found = examine(
+        job.model_copy(update={"engine": job.engine.model_copy(update={"dtype": "int8", "backend": "openvino"})})
+    )
+    assert found.resolved["dtype"] == "int8"
+    assert found.notes == []
+    by_what = {check.what: check for check in found.checks}
+    assert by_what["largest difference of model outputs"].value > 1e-4, "no rounding of float32"
+    assert found.advice.startswith("int8 changes answers") == (found.status == "different")
+
+
 def test_a_label_that_rounding_turns_is_harmless_and_its_margin_is_told(corpus: Corpus, tmp_path: Path) -> None:
     """Two labels with nearly the same weights: in bfloat16 some documents change sides."""
     from safetensors.torch import load_file, save_file

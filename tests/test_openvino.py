@@ -55,6 +55,28 @@ def test_scores_are_those_of_torch(classifier: str) -> None:
     assert (got.tokens, got.executed) == (wanted.tokens, wanted.executed)
 
 
+def test_in_8_bits_scores_are_near(classifier: str) -> None:
+    pieces = encode("classify", classifier).pieces
+    model = resolve_model(classifier, None)
+    ours = openvino_encoder.make(model, Resolved("cpu", "int8", "openvino", 300, ""), "scores", 2)
+    assert isinstance(ours, OpenVinoEncoder), ours.note
+    got = ours.forward(pieces).values
+    wanted = TorchEncoder(model, Resolved("cpu", "float32", "torch", 300, ""), "scores", 2).forward(pieces).values
+    far = np.abs(got - wanted).max()
+    assert 1e-5 < far < 0.2 * np.abs(wanted).max(), "another precision, and no other model"
+
+
+@pytest.mark.parametrize(
+    ("engine", "needs", "said"),
+    [({"backend": "torch"}, "scores", "the backend torch on cpu"), ({}, "completions", "a task that writes")],
+)
+def test_8_bits_are_refused_where_there_are_none(
+    classifier: str, engine: dict[str, str], needs: str, said: str
+) -> None:
+    with pytest.raises(UsageError, match=rf"int8 is for encoders on OpenVINO, and this is {said}.*engine\.dtype=auto"):
+        resolve(EngineSpec.model_validate({"dtype": "int8", **engine}), resolve_model(classifier, None), CPU, needs)
+
+
 def test_pairs_keep_their_segments(nli: str) -> None:
     pieces = encode("zero-shot", nli, labels=["sport", "law"]).pieces
     assert pieces.type_ids is not None

@@ -83,6 +83,9 @@ def resolve(engine: Any, model: ModelFiles, hardware: Hardware, needs: str) -> R
         what = hardware.gpu_name or "this CPU"
         why = f"{what} computes in bfloat16" if hardware.fast_bfloat16 else f"{what} has no fast bfloat16"
     backend = _backend(engine.backend, device, needs, model)
+    if dtype == "int8" and (backend != "openvino" or needs == "completions"):
+        what = "a task that writes" if needs == "completions" else f"the backend {backend} on {device}"
+        raise UsageError(f"engine.dtype int8 is for encoders on OpenVINO, and this is {what}", "use engine.dtype=auto")
     tokens = engine.tokens_per_batch
     if backend == "vllm":
         tokens = 0  # it makes its own batches

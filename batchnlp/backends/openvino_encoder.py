@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,11 @@ from torch import Tensor
 
 from batchnlp.backends.answer import Answer
 from batchnlp.backends.canary import check_close, padded, sequences, unpadded
+from batchnlp.backends.device import probe_hardware
 from batchnlp.backends.fallback import fast_or_plain
+from batchnlp.backends.int8 import GROUP, quantize
 from batchnlp.backends.openvino_library import load_openvino
+from batchnlp.backends.packed_attention import Unsupported
 from batchnlp.backends.token_heads import BY_TOKEN
 from batchnlp.backends.torch_encoder import TorchEncoder, _Flight
 from batchnlp.types import Batch, Decoding, ModelFiles, Pieces, Resolved
@@ -30,11 +34,12 @@ from batchnlp.types import Batch, Decoding, ModelFiles, Pieces, Resolved
 def make(
     model: ModelFiles, resolved: Resolved, kind: str, threads: int, decoding: Decoding | None = None
 ) -> TorchEncoder:
-    """The encoder on OpenVINO; where it does not do this model justice, on torch."""
+    """The encoder on OpenVINO; where it does not do this model justice, on torch, which has no int8."""
     openvino = load_openvino()
+    plainly = replace(resolved, dtype="float32") if resolved.dtype == "int8" else resolved
     return fast_or_plain(
         lambda: OpenVinoEncoder(openvino, model, resolved, kind, threads),
-        lambda: TorchEncoder(model, resolved, kind, threads),
+        lambda: TorchEncoder(model, plainly, kind, threads),
         "on torch, because OpenVINO does not run this model",
     )
 
@@ -67,8 +72,13 @@ class OpenVinoEncoder(TorchEncoder):
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of tracing, about shapes it takes for constants: the canary has others
             converted = openvino.convert_model(_Whole(self._answer), example_input=part)
+        in_8_bits = resolved.dtype == "int8"
+        if in_8_bits and not quantize(converted):
+            raise Unsupported("it has no products with weights that are constants")
+        half = probe_hardware().fast_bfloat16 if in_8_bits else resolved.dtype == "bfloat16"
         compiled = openvino.Core().compile_model(converted, "CPU", {
-            "INFERENCE_PRECISION_HINT": "bf16" if resolved.dtype == "bfloat16" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if in_8_bits else "0",
             "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "EXECUTION_MODE_HINT": "PERFORMANCE",
             "ENABLE_CPU_PINNING": False,  # the replicas of a machine would all be pinned to the same cores
         })  # fmt: skip
