@@ -119,7 +119,32 @@ def test_labels_that_the_model_does_not_have_are_wrong_and_named(tmp_path: Path)
     root = classified(tmp_path / "out", ["a", "b", "new", "new"], ["a", "b", "a", "b"])
     tree = evaluate(root, "--labels", "truth")
     assert tree["metrics"]["accuracy"]["value"] == 0.5
-    assert "1 label that the model never answers, counted as wrong: new (2)" in tree["notes"]
+    assert "1 label answered for no document: new (2)" in tree["notes"]
+
+
+def test_a_model_is_not_judged_by_itself(out: Path) -> None:
+    assert "label is what the model answers, not the truth (write FILE:label" in refused(out, "--labels", "label")
+
+
+def test_a_few_labels_that_are_all_missed_are_wrong_and_not_misspelt(out: Path) -> None:
+    path = labels(out.parent, {"topic": ["b", "a"]}, ["doc-0", "doc-1"])
+    assert evaluate(out, "--labels", f"{path}:topic")["metrics"]["accuracy"]["value"] == 0
+
+
+def test_labels_of_a_model_that_is_at_hand_are_known(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "rare"}}))
+    root = classified(tmp_path / "out", ["a", "b", "rare", "gone"], ["a", "b", "a", "a"], model=str(model))
+    notes = evaluate(root, "--labels", "truth")["notes"]
+    assert "1 label that the model does not have, counted as wrong: gone (1)" in notes
+
+
+def test_who_is_below_a_baseline_is_told(tmp_path: Path) -> None:
+    root = classified(tmp_path / "out", ["a"] * 8 + ["b"] * 2, ["b"] * 8 + ["a"] * 2)
+    said = invoke("evaluate", root, "--labels", "truth").output
+    assert "the model is below a baseline: majority in accuracy, majority in macro_f1" in said
+    assert "micro_f1" not in said, "of one label a document it is the accuracy"
 
 
 def test_labels_of_another_name_are_refused(tmp_path: Path) -> None:
@@ -321,7 +346,7 @@ def test_groups_of_the_labels_file(out: Path, tmp_path: Path) -> None:
         (["--labels", "truth", "--set", "gates.accuracy.mn=1"], "gates.accuracy.mn (did you mean gates.accuracy.min?)"),
         (["--labels", "truth", "--set", "gates.accuracy=1"], "gates.accuracy is a section, not 1"),
         (["--labels", "truth", "--set", "gates.accuracy={}"], "a gate needs min, max or drop"),
-        (["--labels", "score"], "the results: score is float, which is not what classify gives (it takes labels: strings"),
+        (["--labels", "score"], "score is what the model answers, not the truth"),
         (["--labels", "truth", "--set", "gates.flip_rate.max=0"], "gates.flip_rate: this evaluation has no flip_rate"),
     ],
 )  # fmt: skip

@@ -174,6 +174,14 @@ def test_a_label_that_is_only_held_out_is_refused(tmp_path: Path, start: str) ->
     assert "the label 'rare' is in the test part (10 rows), and not in train" in result.stderr
 
 
+def test_labels_that_no_row_has_are_told(tmp_path: Path, source: Path, start: str) -> None:
+    result = train("classify", source, tmp_path / "m", "labels=topics.txt", flags=("--model", start))
+    assert result.exit_code == 2, result.output
+    assert (
+        "no row has one of the labels to learn (topics.txt) (check how the column label writes them)" in result.stderr
+    )
+
+
 def test_a_few_rows_without_label_are_left_out_and_counted(tmp_path: Path, start: str) -> None:
     columns = rows(100)
     columns["label"][7] = None

@@ -25,7 +25,7 @@ def show_diagnosis(path: str, settings: Sequence[str], rows: int, as_json: bool)
         rows_ = [
             (row["id"], row["differs"], _number(row.get("margin")), _number(row.get("score"))) for row in found.apart
         ]
-        print_table("\nthe first that differ", ("id", "in", "margin", "score off by"), rows_)
+        print_table("\nthe farthest off", ("id", "in", "margin", "score off by"), rows_)
     message(found.advice)
     if as_json:
         print_json(asdict(found))

@@ -21,6 +21,7 @@ from batchnlp.job.load import build_spec, load_spec
 from batchnlp.job.spec import JobSpec
 from batchnlp.types import many
 
+HEADLINES = ("accuracy", "macro_f1", "rougeL")  # what a model is held against baselines by
 MOST_CLASSES = 60  # rows of the table of classes, and columns of the confusion
 FLAGS = {name: f"evaluate.{name}" for name in ("labels", "groups", "counterfactual", "against")}
 
@@ -103,9 +104,20 @@ def show(made: Mapping[str, Any]) -> None:
 
 
 def _show_metrics(made: Mapping[str, Any]) -> None:
-    _table("metrics", _named(made["metrics"]))
-    for name, metrics in made["baselines"].items():
-        _table(f"baseline: {name}", _named({key: value for key, value in metrics.items() if key in made["metrics"]}))
+    metrics, baselines = made["metrics"], made["baselines"]
+    same = metrics.get("accuracy") == metrics.get("micro_f1")  # of one label a document, all three micro averages
+    names = [name for name in metrics if not (same and name.startswith("micro_"))]
+    sides = [metrics, *baselines.values()]
+    rows = [(name, *(_interval(side[name]) if name in side else "" for side in sides)) for name in names]
+    print_table("\nmetrics", ("", "model", *baselines), rows)
+    below = [
+        f"{baseline} in {name}"
+        for baseline, theirs in baselines.items()
+        for name in HEADLINES
+        if name in names and name in theirs and (metrics[name]["value"] or 0) < (theirs[name]["value"] or 0)
+    ]
+    if below:
+        message(f"the model is below a baseline: {', '.join(below)}")
     for name, part in made["names"].items():
         _table(f"entities whose names are {name} ({part['entities']:,})", _named(part["metrics"]))
 

@@ -75,6 +75,10 @@ def _summary(spec: TrainSpec, result: TrainResult) -> None:
         odd = [f"{found[key]:,} {what}" for key, what in ODD.items() if found.get(key)]
         if odd:
             message(f"{part}: {', '.join(odd)}")
+    if spec.kind == "classify" and any(part.get("truncated") for part in told.get("examples", {}).values()):
+        message(
+            "a job reads long texts in windows, so its figures are others; with task.on_long=truncate they are these"
+        )
     metrics = {**told["metrics"], **({"baselines": told["baselines"]} if "baselines" in told else {})}
     rows = [(part, name, f"{value:.6g}") for part, found in metrics.items() for name, value in found.items()]
     print_table("", ("part", "metric", "value"), rows)

@@ -109,6 +109,7 @@ class _Examination:
         self._notes = ["sampling is off here: the draws are the rows' own, whatever the batch"] if sampled else []
         self._checks: list[Check] = []
         self._apart: list[Row] = []
+        self._differing = 0
         self._exact = self._resolved.dtype == "float32"
         # What rounding may change; int8 is held against it too, and what is beyond it is its price.
         self._coarser = "bfloat16" if self._resolved.dtype == "int8" else self._resolved.dtype
@@ -231,7 +232,9 @@ class _Examination:
                 beyond += doc in moved if undecided is None else undecided > 2 * limit
             if names or doc in moved or far > limit:
                 self._tell(doc, differs=", ".join(names) or "numbers", margin=undecided, score=far)
-        self._check(f"answers that differ: {sum(bool(n) for n, _ in apart)}; by more than rounding", beyond, 0)
+        self._differing = sum(bool(names) for names, _ in apart)
+        self._check(f"answers that differ: {self._differing}; by more than rounding", beyond, 0)
+        self._apart.sort(key=lambda row: (row["differs"] == "numbers", -(row.get("score") or 0)))
 
     # --- generation
 
@@ -319,7 +322,10 @@ class _Examination:
         if good:
             return "batches, dtype and backend change no answer by more than rounding"
         if resolved.dtype == "int8":
-            return "int8 changes answers by more than rounding, as told above; engine.dtype=auto does not"
+            what = "answers" if self._differing else "numbers, and no other answer,"
+            return (
+                f"int8 changes {what} by more than the rounding of bfloat16, as told above; bench tells what it gains"
+            )
         settings = []
         if resolved.backend != "torch":
             settings.append("engine.backend=torch")

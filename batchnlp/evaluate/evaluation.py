@@ -22,7 +22,7 @@ from batchnlp.evaluate import baselines as simple
 from batchnlp.evaluate import counterfactual, gates, library
 from batchnlp.evaluate import groups as fairness
 from batchnlp.evaluate.gates import Scores, Verdict
-from batchnlp.evaluate.judges import Judged, columns, judge, known_metrics, text_references
+from batchnlp.evaluate.judges import Judged, answer_columns, columns, judge, known_metrics, text_references
 from batchnlp.evaluate.learnt import Learnt
 from batchnlp.evaluate.outputs import Output
 from batchnlp.evaluate.paired import differences, mcnemar
@@ -81,6 +81,9 @@ def preflight(ask: EvaluateSpec, bounds: Mapping[str, Gate], kind: str, schema: 
     """Refuse what cannot work: columns, types, pairs, gates, libraries. Reads no results."""
     library.check()
     where = Where.of(ask, schema, id_column)
+    if where.column and not where.file and where.column in answer_columns(kind):
+        hint = f"write FILE:{where.column}, or name a column of the source, kept by source.keep"
+        raise SpecError(f"evaluate.labels: {where.column} is what the model answers, not the truth", hint)
     if where.column:
         check_type(kind, where.kind, "labels" in schema.names, f"{where.file or 'the results'}: {where.column}")
     metrics = known_metrics(kind, schema, bool(where.column))

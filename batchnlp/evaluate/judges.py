@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,13 +56,15 @@ class Judged:
 
 def columns(output: Output) -> list[str]:
     """The columns of the results that the task's judge reads."""
+    return [name for name in answer_columns(output.kind) if name in output.schema.names]
+
+
+def answer_columns(kind: str) -> tuple[str, ...]:
+    """What the model says, as a task calls it."""
     wanted = {
         "classify": ("label", "score", "labels", "scores"), "ner": ("entities",), "embed": ("embedding",),
     }  # fmt: skip
-    names = wanted.get(
-        "classify" if output.kind == "zero-shot" else output.kind, (TEXT.get(output.kind, ""), "answers", "logprobs")
-    )
-    return [name for name in names if name in output.schema.names]
+    return wanted.get("classify" if kind == "zero-shot" else kind, (TEXT.get(kind, ""), "answers", "logprobs"))
 
 
 def judge(output: Output, joined_: Joined, text_of: TextOf) -> Judged:
@@ -116,10 +120,11 @@ def _names(truth: pa.Array) -> list[list[str]]:
 
 
 def _unknown(output: Output, found: by_label.Labels) -> list[str]:
-    """Labels that the model has not; SourceError where none of them is one of the model's."""
+    """Labels that the model has not, or, where nobody knows which it has, has not answered; SourceError where none of them
+    is one of the model's."""
     truths = np.asarray(found.truth.sum(axis=0)).ravel()
-    given = {n for n, count in zip(found.names, np.asarray(found.answers.sum(axis=0)).ravel(), strict=True) if count}
-    known = _model_labels(output) or given
+    own = _model_labels(output)
+    known = own or _answered(output)
     wanted = {name: int(n) for name, n in zip(found.names, truths, strict=True) if n}
     if wanted and not known & wanted.keys():
         ours, theirs = (", ".join(sorted(names)[:5]) for names in (known, wanted))
@@ -128,16 +133,26 @@ def _unknown(output: Output, found: by_label.Labels) -> list[str]:
     lost = {name: n for name, n in wanted.items() if name not in known}
     if not lost:
         return []
-    what = f"that the model {'does not have' if _model_labels(output) else 'never answers'}"
+    what = "that the model does not have, counted as wrong" if own else "answered for no document"
     named = ", ".join(f"{name} ({n:,})" for name, n in sorted(lost.items(), key=lambda item: -item[1])[:5])
-    return [f"{many(len(lost), 'label')} {what}, counted as wrong: {named}"]
+    return [f"{many(len(lost), 'label')} {what}: {named}"]
 
 
 def _model_labels(output: Output) -> set[str]:
-    """All labels of the model, where the output tells them."""
+    """All labels of the model, where the output tells them, or the model's directory."""
     if output.task.get("labels"):
         return set(output.task["labels"])
+    config = Path(str(output.task.get("model") or "")).expanduser() / "config.json"
+    if config.is_file():
+        return set((json.loads(config.read_text(encoding="utf-8")).get("id2label") or {}).values())
     return {f.name for f in output.schema.field("scores").type} if "scores" in output.schema.names else set()
+
+
+def _answered(output: Output) -> set[str]:
+    """The labels that any document got."""
+    name = "labels" if "labels" in output.schema.names else "label"
+    column = output.read([name])[name].combine_chunks()
+    return set((column.flatten() if is_list(column.type) else column).unique().to_pylist())
 
 
 def _single(found: by_label.Labels) -> list[str]:

@@ -153,7 +153,7 @@ class TrainSpec(Section):
         None,
         ge=0,
         lt=1,
-        description="While it learns, of adapters too; the model's own without it. On a CPU 0 is a third faster.",
+        description="Share that is dropped while it learns, 0 or more, below 1; the model's own without it; 0 is faster on CPUs.",
     )
     lora: int | None = Field(None, ge=1, description="Learn adapters of this rank only; they are merged when done.")
     patience: int | None = Field(

@@ -88,6 +88,11 @@ def read_rows(source: Source, spec: TrainSpec, judge: Any) -> tuple[Rows, Compos
         found.append(rows)
     _check_unusable(spec, read, unusable, first)
     joined = _join(found)
+    if not len(joined) and left_out:
+        some = ", ".join(spec.labels[:3])
+        raise SourceError(
+            f"no row has one of the labels to learn ({some})", f"check how the column {spec.label} writes them"
+        )
     if not len(joined):
         raise SourceError("no row is left to learn from", "check source.filter, and the columns that the kind reads")
     exact, near = copies(joined.text, spec.split.duplicates, spec.split.similarity)
