@@ -249,8 +249,12 @@ def test_one_that_comes_while_the_watch_ends_is_not_lost(monkeypatch: pytest.Mon
         return before
 
     monkeypatch.setattr(signal, "set_wakeup_fd", end)
-    with pytest.raises(KeyboardInterrupt), watch_signals() as interrupt:
-        interrupt.signal = signal.SIGINT  # the first
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background have it ignored
+    try:
+        with pytest.raises(KeyboardInterrupt), watch_signals() as interrupt:
+            interrupt.signal = signal.SIGINT  # the first
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_what_a_run_defers_is_not_deferred_after_it() -> None:
