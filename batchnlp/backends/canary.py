@@ -12,11 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 from batchnlp.backends.packed_attention import PackedModel, Span, Unsupported
 
 LENGTHS = (3, 17, 40)  # of the sequences that an encoder is tried on
-TOLERANCE = {
-    "float32": 1e-2,
-    "bfloat16": 0.5,
-    "int8": 0.5,
-}  # see `deviation`: rounding comes to 0.1, a wrong mask to more than one
+# See `deviation`: rounding comes to 0.1, a wrong mask to more than one.
+TOLERANCE = {"float32": 1e-2, "bfloat16": 0.5, "int8": 0.5}
 
 
 def compare(slots: PackedModel, begin: int) -> None:

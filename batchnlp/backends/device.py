@@ -85,12 +85,9 @@ def resolve(engine: Any, model: ModelFiles, hardware: Hardware, needs: str) -> R
     backend = _backend(engine.backend, device, needs, model)
     if dtype == "int8" and (backend != "openvino" or needs == "completions"):
         what = "a task that writes" if needs == "completions" else f"the backend {backend} on {device}"
-        install = device == "cpu" and needs != "completions" and not _can("openvino")
-        hint = (
-            f"{MissingExtraError.of('openvino', 'openvino').hint}, or use engine.dtype=auto"
-            if install
-            else "use engine.dtype=auto"
-        )
+        hint = "use engine.dtype=auto"
+        if device == "cpu" and needs != "completions" and not _can("openvino"):
+            hint = f"{MissingExtraError.of('openvino', 'openvino').hint}, or {hint}"
         raise UsageError(f"engine.dtype int8 is for encoders on OpenVINO, and this is {what}", hint)
     tokens = engine.tokens_per_batch
     if backend == "vllm":

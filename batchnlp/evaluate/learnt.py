@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from batchnlp.data.sources import Source
 from batchnlp.errors import SourceError
 from batchnlp.evaluate.outputs import READ, Output
+from batchnlp.job.identity import listing
 from batchnlp.job.train import MEMBERSHIP, RECORD, TRAIN, TrainSpec
 
 
@@ -27,7 +28,7 @@ class Learnt:
     """Where they are. Filled from training.json."""
 
     spec: TrainSpec
-    files: list[list[object]]  # path, size and version of each file of the source, as it was
+    files: list[list[Any]]  # path, size and version of each file of the source, as it was
     ids: pa.Array
 
     @classmethod
@@ -81,7 +82,7 @@ class Learnt:
         """(texts, a column beside them), a shard at a time. SourceError where the source is not as it was, or, at the end,
         where an id is there more than once."""
         source = Source.open(self.spec.source.config((column,)), self.spec.output.path)
-        if [[f.path, f.size, f.version] for f in source.files] != self.files:
+        if listing(source.files) != self.files:
             raise SourceError("the files that the model learnt from have changed", "train it again, or bring them back")
         met = 0
         for shard in source.shards(None, *READ):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from batchnlp.job.spec import JobSpec
@@ -36,12 +37,17 @@ def recipe_facts(spec: JobSpec, model: ModelFiles) -> dict[str, Any]:
     }
 
 
+def listing(files: Iterable[InputFile]) -> list[list[Any]]:
+    """What identifies the input: of a run, and of what a model has learnt from."""
+    return [[f.path, f.size, f.version] for f in files]
+
+
 def fingerprint_facts(spec: JobSpec, model: ModelFiles, files: tuple[InputFile, ...]) -> dict[str, Any]:
     """What a run's identity depends on; kept in the plan, so that a refusal can say what changed."""
     return {
         "recipe": recipe_facts(spec, model),
         "source": _source_facts(spec),
-        "files": [[f.path, f.size, f.version] for f in files],
+        "files": listing(files),
         "partition_by": spec.output.partition_by,
         **({"date": str(spec.date)} if spec.writes_date else {}),  # elsewhere it has become part of paths and filters
     }

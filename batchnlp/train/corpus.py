@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from batchnlp.errors import SourceError
 from batchnlp.job.train import PARTS, TEST, TRAIN, VALIDATION, SplitSpec, TrainSpec
 from batchnlp.tasks.base import present
 from batchnlp.train.duplicates import copies, digests
-from batchnlp.types import Docs, InputFile, Int64, many
+from batchnlp.types import Docs, Int64, many
 
 Bool = npt.NDArray[np.bool_]
 SHARD_ROWS, SHARD_BYTES = 20_000, 32 << 20
@@ -170,8 +170,3 @@ def open_source(spec: TrainSpec, columns: Iterable[str]) -> Source:
     """The source with the columns that the kind reads and the group's; every problem is a SourceError."""
     group = [spec.split.group] if spec.split.group else []
     return Source.open(spec.source.config((*columns, *group)), spec.output.path)
-
-
-def listing(files: Iterable[InputFile]) -> Iterator[list[Any]]:
-    """What identifies the input, as in a job's fingerprint."""
-    return ([f.path, f.size, f.version] for f in files)

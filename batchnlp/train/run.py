@@ -29,11 +29,11 @@ from batchnlp import __version__
 from batchnlp.data.lock import locked
 from batchnlp.data.store import LocalStore, explain_full, sha256_of, to_json
 from batchnlp.errors import MissingExtraError, OutputError
-from batchnlp.job.identity import differences, digest
+from batchnlp.job.identity import differences, digest, listing
 from batchnlp.job.train import MEMBERSHIP, MODELS, RECORD, TEST, TRAIN, VALIDATION, TrainSpec
 from batchnlp.train.card import write_card
 from batchnlp.train.checkpoints import last
-from batchnlp.train.corpus import Composition, Rows, listing, open_source, read_rows, split
+from batchnlp.train.corpus import Composition, Rows, open_source, read_rows, split
 from batchnlp.train.examples import Examples
 
 SEMANTICS = 1  # raise it when the same training comes to learn from other rows, or otherwise
@@ -72,7 +72,7 @@ def train(spec: TrainSpec, listener: Any = None) -> TrainResult:
     kind.check(source.schema)
     facts = {
         "semantics": SEMANTICS, "start": kind.start.about if kind.start else None,
-        "tokenizer": _tokenizer_hash(spec), "files": list(listing(source.files)),
+        "tokenizer": _tokenizer_hash(spec), "files": listing(source.files),
         "spec": spec.model_dump(mode="json", exclude=_elsewhere(spec)),
     }  # fmt: skip
     store = LocalStore(spec.output.path)

@@ -117,12 +117,7 @@ class Seq2Seq(Kind):
             self.start.path, use_safetensors=True, trust_remote_code=False, local_files_only=True, dtype="float32"
         )
         check_positions(encoder, self.start)
-        ids = {name: id_ for name, id_ in self.start.special().items() if id_ is not None}
-        if missing := [name for name in ("cls", "sep", "pad") if name not in ids]:
-            raise ModelError(
-                f"the tokenizer in {self.start.path} has no {missing[0]} token", "start from another encoder"
-            )
-        return encoder_decoder(encoder, begin=ids["cls"], end=ids["sep"], pad=ids["pad"])
+        return encoder_decoder(encoder, **self._frame())
 
     def tensors(self, examples: Examples, index: Int64) -> Tensors:
         """With the targets as labels."""
