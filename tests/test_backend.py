@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -285,6 +287,20 @@ def test_cpus_are_those_of_the_container(files: dict[str, str], cpus: int | None
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert usable_cpus(tmp_path) == (cpus or everything)
+
+
+@pytest.mark.parametrize("drivers", ["there", "not there"])
+def test_torch_is_asked_only_where_there_may_be_a_gpu(drivers: str, tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    code = f"""
+import sys
+from batchnlp.backends import device
+device.GPU_DRIVERS = ({str(tmp_path / drivers)!r},)
+assert device.probe_hardware().cpus
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == str(drivers == "there")
 
 
 @pytest.mark.parametrize(

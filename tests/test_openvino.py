@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from batchnlp.backends.device import Hardware, resolve, resume
 from batchnlp.backends.fallback import fast_or_plain, reason
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.openvino_encoder import OpenVinoEncoder
+from batchnlp.backends.openvino_library import load_openvino
 from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.backends.torch_model import load_model
 from batchnlp.errors import Interrupted, MissingExtraError, UsageError
@@ -53,6 +55,31 @@ def test_scores_are_those_of_torch(classifier: str) -> None:
     got, wanted = ours.forward(pieces), theirs.forward(pieces)
     np.testing.assert_allclose(got.values, wanted.values, atol=1e-5)
     assert (got.tokens, got.executed) == (wanted.tokens, wanted.executed)
+
+
+@pytest.mark.parametrize("longest", [openvino_encoder.SHORT, openvino_encoder.SHORT + 1])
+def test_a_version_without_the_option_for_short_texts_runs_without_it(
+    longest: int, classifier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = load_openvino().Core
+    asked: list[bool] = []
+
+    def compile_model(
+        self: Any, graph: Any, device: str, options: dict[str, Any], whole: Any = core.compile_model
+    ) -> Any:
+        asked.append(openvino_encoder.IN_STEPS.items() <= options.items())
+        if asked[-1]:
+            raise RuntimeError("unknown property")
+        return whole(self, graph, device, options)
+
+    monkeypatch.setattr(core, "compile_model", compile_model)
+    model, resolved = (
+        replace(resolve_model(classifier, None), max_length=longest),
+        Resolved("cpu", "float32", "", 300, ""),
+    )
+    encoder = openvino_encoder.make(model, resolved, "scores", 2)
+    assert isinstance(encoder, OpenVinoEncoder), encoder.note
+    assert asked == ([True, False] if longest <= openvino_encoder.SHORT else [False])
 
 
 def test_in_8_bits_scores_are_near(classifier: str) -> None:

@@ -4,6 +4,7 @@ seconds."""
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,7 @@ CPU_TOKENS = {
     "openvino": 2048,
 }  # measured best: larger ones fall out of the cache, smaller ones pay per call
 EXTRAS = ("openvino", "vllm")  # backends with an extra of their own, named as its package
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")  # NVIDIA, its Tegra, AMD, Windows under Linux
 MAX_GPU_TOKENS = 65_536  # beyond it no GPU of today gets faster, only fuller
 
 
@@ -33,10 +35,12 @@ class Hardware:
 
 
 def probe_hardware() -> Hardware:
-    """Look at this machine."""
+    """Look at this machine; torch is asked only where there may be a GPU, so that a driver without one starts without it."""
+    cpus = usable_cpus()
+    if "torch" not in sys.modules and not any(map(os.path.exists, GPU_DRIVERS)):
+        return Hardware(cpus, 0, "", 0, _cpu_bfloat16())
     import torch
 
-    cpus = usable_cpus()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not gpus:
         return Hardware(cpus, 0, "", 0, _cpu_bfloat16())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,9 @@ from batchnlp.backends.packed_attention import Unsupported
 from batchnlp.backends.token_heads import BY_TOKEN
 from batchnlp.backends.torch_encoder import TorchEncoder, _Flight
 from batchnlp.types import Batch, Decoding, ModelFiles, Pieces, Resolved
+
+SHORT = 256  # tokens; up to about 300 OpenVINO's products and softmax one by one are ahead of its fused attention
+IN_STEPS = {"SNIPPETS_MODE": "DISABLE"}  # no public option, so a version may not know it
 
 
 def make(
@@ -76,7 +80,7 @@ class OpenVinoEncoder(TorchEncoder):
         if in_8_bits and not quantize(converted):
             raise Unsupported("it has no products with weights that are constants")
         half = probe_hardware().fast_bfloat16 if in_8_bits else resolved.dtype == "bfloat16"
-        compiled = openvino.Core().compile_model(converted, "CPU", {
+        compiled = _compile(openvino, converted, model.max_length <= SHORT, {
             "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP if in_8_bits else "0",
             "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads, "EXECUTION_MODE_HINT": "PERFORMANCE",
@@ -136,3 +140,12 @@ class OpenVinoEncoder(TorchEncoder):
                 arrays.clear()  # they had to live until now
 
         return _Flight(batch, host, wait)
+
+
+def _compile(openvino: Any, graph: Any, short: bool, options: dict[str, Any]) -> Any:
+    """The graph for the CPU. Fused attention is slow for lengths just below a multiple of 16, and ahead for long ones."""
+    core = openvino.Core()
+    if short:
+        with suppress(RuntimeError):
+            return core.compile_model(graph, "CPU", options | IN_STEPS)
+    return core.compile_model(graph, "CPU", options)
