@@ -140,6 +140,15 @@ def test_labels_of_a_model_that_is_at_hand_are_known(tmp_path: Path) -> None:
     assert "1 label that the model does not have, counted as wrong: gone (1)" in notes
 
 
+@pytest.mark.parametrize("config", ["{", "[]", '{"id2label": ["a"]}', "\xff"])
+def test_a_model_that_was_damaged_since_is_judged_by_what_it_answered(config: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_bytes(config.encode("latin-1"))
+    root = classified(tmp_path / "out", ["a", "b", "rare"], ["a", "b", "a"], model=str(model))
+    assert "1 label answered for no document: rare (1)" in evaluate(root, "--labels", "truth")["notes"]
+
+
 def test_who_is_below_a_baseline_is_told(tmp_path: Path) -> None:
     root = classified(tmp_path / "out", ["a"] * 8 + ["b"] * 2, ["b"] * 8 + ["a"] * 2)
     said = invoke("evaluate", root, "--labels", "truth").output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,10 @@ def _model_labels(output: Output) -> set[str]:
     if output.task.get("labels"):
         return set(output.task["labels"])
     config = Path(str(output.task.get("model") or "")).expanduser() / "config.json"
-    if config.is_file():
-        return set((json.loads(config.read_text(encoding="utf-8")).get("id2label") or {}).values())
+    with suppress(OSError, ValueError):  # the model may be gone, or damaged: the rows are judged all the same
+        tree = json.loads(config.read_text(encoding="utf-8"))
+        if isinstance(tree, dict) and isinstance(named := tree.get("id2label"), dict):
+            return set(named.values())
     return {f.name for f in output.schema.field("scores").type} if "scores" in output.schema.names else set()
 
 
