@@ -31,7 +31,7 @@ from batchnlp.backends.token_heads import BY_TOKEN
 from batchnlp.backends.torch_encoder import TorchEncoder, _Flight
 from batchnlp.types import Batch, Decoding, ModelFiles, Pieces, Resolved
 
-SHORT = 512  # tokens; a corpus of such texts is faster where attention is done in steps, whose scores still fit the cache
+SHORT = 512  # tokens; a corpus of such texts is faster where attention is done in steps
 IN_STEPS = {"SNIPPETS_MODE": "DISABLE"}  # no public option, so a version may not know it
 
 
