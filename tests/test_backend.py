@@ -289,18 +289,21 @@ def test_cpus_are_those_of_the_container(files: dict[str, str], cpus: int | None
     assert usable_cpus(tmp_path) == (cpus or everything)
 
 
-@pytest.mark.parametrize("drivers", ["there", "not there"])
-def test_torch_is_asked_only_where_there_may_be_a_gpu(drivers: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("cuda", "rocm", "asked"),
+    [("libc.so.6", "not there", True), ("libnone.so.1", "there", True), ("libnone.so.1", "not there", False)],
+)
+def test_torch_is_asked_only_where_there_may_be_a_gpu(cuda: str, rocm: str, asked: bool, tmp_path: Path) -> None:
     (tmp_path / "there").touch()
     code = f"""
 import sys
 from batchnlp.backends import device
-device.GPU_DRIVERS = ({str(tmp_path / drivers)!r},)
+device.CUDA, device.ROCM = {cuda!r}, {str(tmp_path / rocm)!r}
 assert device.probe_hardware().cpus
 print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == str(drivers == "there")
+    assert done.stdout.strip() == str(asked)
 
 
 @pytest.mark.parametrize(

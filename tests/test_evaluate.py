@@ -140,7 +140,7 @@ def test_labels_of_a_model_that_is_at_hand_are_known(tmp_path: Path) -> None:
     assert "1 label that the model does not have, counted as wrong: gone (1)" in notes
 
 
-@pytest.mark.parametrize("config", ["{", "[]", '{"id2label": ["a"]}', "\xff"])
+@pytest.mark.parametrize("config", ["{", "[]", '{"id2label": ["a"]}', '{"id2label": {"0": [1]}}', "\xff"])
 def test_a_model_that_was_damaged_since_is_judged_by_what_it_answered(config: str, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -3,6 +3,7 @@ seconds."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ CPU_TOKENS = {
     "openvino": 2048,
 }  # measured best: larger ones fall out of the cache, smaller ones pay per call
 EXTRAS = ("openvino", "vllm")  # backends with an extra of their own, named as its package
-GPU_DRIVERS = ("/dev/nvidiactl", "/dev/nvmap", "/dev/kfd", "/dev/dxg")  # NVIDIA, its Tegra, AMD, Windows under Linux
+CUDA, ROCM = "libcuda.so.1", "/dev/kfd"  # without the driver's library, or AMD's device, torch finds no GPU
 MAX_GPU_TOKENS = 65_536  # beyond it no GPU of today gets faster, only fuller
 
 
@@ -35,9 +36,9 @@ class Hardware:
 
 
 def probe_hardware() -> Hardware:
-    """Look at this machine; torch is asked only where there may be a GPU, so that a driver without one starts without it."""
+    """Look at this machine; torch is asked only where there may be a GPU: without one the driver need not import it."""
     cpus = usable_cpus()
-    if "torch" not in sys.modules and not any(map(os.path.exists, GPU_DRIVERS)):
+    if "torch" not in sys.modules and not _may_have_gpu():
         return Hardware(cpus, 0, "", 0, _cpu_bfloat16())
     import torch
 
@@ -46,6 +47,14 @@ def probe_hardware() -> Hardware:
         return Hardware(cpus, 0, "", 0, _cpu_bfloat16())
     sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
     return Hardware(cpus, gpus, torch.cuda.get_device_name(0), min(sizes), torch.cuda.is_bf16_supported())
+
+
+def _may_have_gpu() -> bool:
+    try:
+        ctypes.CDLL(CUDA)
+    except OSError:
+        return os.path.exists(ROCM)
+    return True
 
 
 def usable_cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

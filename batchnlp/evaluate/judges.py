@@ -146,7 +146,8 @@ def _model_labels(output: Output) -> set[str]:
     config = Path(str(output.task.get("model") or "")).expanduser() / "config.json"
     with suppress(OSError, ValueError):  # the model may be gone, or damaged: the rows are judged all the same
         tree = json.loads(config.read_text(encoding="utf-8"))
-        if isinstance(tree, dict) and isinstance(named := tree.get("id2label"), dict):
+        named = tree.get("id2label") if isinstance(tree, dict) else None
+        if isinstance(named, dict) and named and all(isinstance(name, str) for name in named.values()):
             return set(named.values())
     return {f.name for f in output.schema.field("scores").type} if "scores" in output.schema.names else set()
 
