@@ -298,7 +298,7 @@ def test_torch_is_asked_only_where_there_may_be_a_gpu(cuda: str, rocm: str, aske
     code = f"""
 import sys
 from batchnlp.backends import device
-device.CUDA, device.ROCM = {cuda!r}, {str(tmp_path / rocm)!r}
+device.CUDA, device.ROCM = {cuda!r}, ({str(tmp_path / rocm)!r},)
 assert device.probe_hardware().cpus
 print("torch" in sys.modules)
 """

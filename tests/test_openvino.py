@@ -73,11 +73,8 @@ def test_a_version_without_the_option_for_short_texts_runs_without_it(
         return whole(self, graph, device, options)
 
     monkeypatch.setattr(core, "compile_model", compile_model)
-    model, resolved = (
-        replace(resolve_model(classifier, None), max_length=longest),
-        Resolved("cpu", "float32", "", 300, ""),
-    )
-    encoder = openvino_encoder.make(model, resolved, "scores", 2)
+    model = replace(resolve_model(classifier, None), max_length=longest)
+    encoder = openvino_encoder.make(model, Resolved("cpu", "float32", "", 300, ""), "scores", 2)
     assert isinstance(encoder, OpenVinoEncoder), encoder.note
     assert asked == ([True, False] if longest <= openvino_encoder.SHORT else [False])
 

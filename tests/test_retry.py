@@ -304,7 +304,9 @@ def test_what_was_brought_back_is_loaded_also_where_another_run_cannot_be_tried(
     refused = invoke("retry", out)
     assert (refused.exit_code, "4 of 7 dead letters have results now" in refused.stderr) == (2, True)
     assert len(duckdb.rows()) == 22 + 17
-    (first,) = (json.loads(path.read_text()) for path in out.glob("_batchnlp/*/run_results.json") if "-r1" in path.read_text())
+    (first,) = (
+        json.loads(path.read_text()) for path in out.glob("_batchnlp/*/run_results.json") if "-r1" in path.read_text()
+    )
     assert (first["event"], first["dead"], first["sinks"][0]["status"]) == ("success", 3, "loaded")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +19,8 @@ CPU_TOKENS = {
     "openvino": 2048,
 }  # measured best: larger ones fall out of the cache, smaller ones pay per call
 EXTRAS = ("openvino", "vllm")  # backends with an extra of their own, named as its package
-CUDA, ROCM = "libcuda.so.1", "/dev/kfd"  # without the driver's library, or AMD's device, torch finds no GPU
+# With neither NVIDIA's driver nor a device of AMD's (the second under Windows), torch finds no GPU.
+CUDA, ROCM = "libcuda.so.1", ("/dev/kfd", "/dev/dxg")
 MAX_GPU_TOKENS = 65_536  # beyond it no GPU of today gets faster, only fuller
 
 
@@ -36,24 +36,30 @@ class Hardware:
 
 
 def probe_hardware() -> Hardware:
-    """Look at this machine; torch is asked only where there may be a GPU: without one the driver need not import it."""
-    cpus = usable_cpus()
-    if "torch" not in sys.modules and not _may_have_gpu():
+    """Look at this machine."""
+    cpus, gpus = usable_cpus(), _count_gpus()
+    if not gpus:
         return Hardware(cpus, 0, "", 0, _cpu_bfloat16())
     import torch
 
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not gpus:
-        return Hardware(cpus, 0, "", 0, _cpu_bfloat16())
     sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(gpus)]
     return Hardware(cpus, gpus, torch.cuda.get_device_name(0), min(sizes), torch.cuda.is_bf16_supported())
 
 
-def _may_have_gpu() -> bool:
+def _count_gpus() -> int:
+    """GPUs that torch can use; it is asked only where there may be one, because its import takes a second."""
+    if not (_loads(CUDA) or any(map(os.path.exists, ROCM))):
+        return 0
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _loads(library: str) -> bool:
     try:
-        ctypes.CDLL(CUDA)
+        ctypes.CDLL(library)
     except OSError:
-        return os.path.exists(ROCM)
+        return False
     return True
 
 
